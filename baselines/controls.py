@@ -1,0 +1,41 @@
+"""Controls without a denoiser: what perfect, autoencoder-limited and motionless clips score by the same measures."""
+
+from __future__ import annotations
+
+import torch
+
+from flgbench.contracts import Baseline, EvaluationBatch
+from flgbench.models.base import VideoModel
+
+
+class RealClips(Baseline):
+    """The true clips: the ceiling of every measure."""
+
+    label = "real clips"
+    kind = "control"
+    changes = "not generated"
+
+    def generate(self, model: VideoModel, batch: EvaluationBatch) -> torch.Tensor:
+        return batch.truth
+
+
+class VAERoundTrip(Baseline):
+    """The true clips encoded and decoded: what the autoencoder alone costs."""
+
+    label = "VAE round trip"
+    kind = "control"
+    changes = "encoded and decoded"
+
+    def generate(self, model: VideoModel, batch: EvaluationBatch) -> torch.Tensor:
+        return model.decode(model.encode_video(batch.truth))
+
+
+class FrozenImage(Baseline):
+    """The first frame repeated: consistent, sharp, and no video."""
+
+    label = "frozen first frame"
+    kind = "control"
+    changes = "no motion"
+
+    def generate(self, model: VideoModel, batch: EvaluationBatch) -> torch.Tensor:
+        return batch.first_frames[:, None].expand_as(batch.truth).clone()

@@ -1,0 +1,42 @@
+"""The teacher itself, sampled by Euler: the reference of every speed-up, and the same solver with too few steps."""
+
+from __future__ import annotations
+
+from flgbench.contracts import Baseline
+from flgbench.sampling import SamplerSettings
+
+
+class Euler(Baseline):
+    """The teacher with 50 Euler steps and classifier-free guidance: the reference of every speed-up."""
+
+    label = "Euler 50 × CFG (teacher)"
+    kind = "reference"
+    changes = "nothing"
+
+    def sampler(self) -> SamplerSettings:
+        return SamplerSettings(
+            num_inference_steps=self.preset.num_inference_steps,
+            guidance_scale=self.preset.guidance_scale,
+            shift=self.preset.shift,
+        )
+
+
+class Euler4(Euler):
+    """The teacher with only 4 Euler steps and classifier-free guidance."""
+
+    label = "Euler 4 × CFG"
+    kind = "baseline"
+    changes = "steps: 50 to 4, untrained"
+
+    def sampler(self) -> SamplerSettings:
+        return super().sampler().model_copy(update={"num_inference_steps": 4})
+
+
+class Euler4NoGuidance(Euler4):
+    """The teacher with 4 Euler steps and no guidance: the cost of a 4-pass student without its training."""
+
+    label = "Euler 4, no CFG"
+    changes = "steps: 50 to 4, guidance off, untrained"
+
+    def sampler(self) -> SamplerSettings:
+        return super().sampler().model_copy(update={"guidance_scale": 1.0})

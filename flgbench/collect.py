@@ -1,0 +1,193 @@
+"""From finished artifacts to the run folder that reports read: tidy results, cells, steps, curves, gallery.
+
+Works at any time of a run: what is not there yet is said to be missing, with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import load_file, save_file
+
+from flgbench.data import shapes
+from flgbench.metrics.table import METRICS, SET_METRICS
+from flgbench.plan import Cell, Plan, RunSettings
+from flgbench.runner import BLOCKED, CACHED, DONE, FAILED, Status
+from flgbench.store import Store, write_json
+
+COLUMNS = (
+    "run cell method family scale seed condition sample metric value unit higher_is_better status reason".split()
+)
+LATENCY = ("text_s", "denoise_s", "decode_s", "end_to_end_s")
+GALLERY_CLIPS = 12
+
+
+def collect(
+    plan: Plan, store: Store, run: RunSettings, status: Mapping[str, Status], folder: Path, facts: dict[str, Any]
+) -> None:
+    """Write everything `reports` needs into `folder`. `facts` is the content of run.json besides the settings."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "run.json", facts | {"settings": run.model_dump(mode="json")})
+    write_json(folder / "cells.json", [_cell_record(c, plan, store, status) for c in plan.cells])
+    write_json(folder / "steps.json", [_step_record(k, plan, store, status[k]) for k in plan.steps])
+    table = tidy(plan, store, run, status, facts["name"])
+    table.to_parquet(folder / "results.parquet.partial")
+    (folder / "results.parquet.partial").replace(folder / "results.parquet")
+    _copy_importance(plan, store, folder)
+    _copy_curves(plan, store, folder)
+    _write_gallery(plan, store, run, folder)
+
+
+def tidy(
+    plan: Plan, store: Store, run: RunSettings, status: Mapping[str, Status], name: str
+) -> pd.DataFrame:
+    """The long table: one row a number; a measure that does not exist has one row with status and reason."""
+    parts = []
+    latency_key = next((k for k, s in plan.steps.items() if s.kind == "latency"), None)
+    latency = _read(store, latency_key)
+    for cell in plan.cells:
+        found = _read(store, cell.quality)
+        parts.append(found.assign(cell=cell.name) if found is not None else _missing(cell, cell.quality, status))
+        if latency is not None and cell.sampler is not None:
+            parts.append(latency[latency["cell"] == cell.name])
+        else:
+            key = latency_key if cell.sampler is not None else None
+            parts.append(_missing(cell, key, status, LATENCY))
+    table = pd.concat(parts, ignore_index=True)
+    methods = {c.name for c in plan.cells if c.kind == "method"}
+    table["run"], table["family"], table["scale"], table["seed"] = name, run.model, run.scale, run.seed
+    table["method"] = [c if c in methods else "" for c in table["cell"]]
+    table["higher_is_better"] = table["higher_is_better"].astype("boolean")
+    table["value"] = table["value"].astype(float)
+    return table[COLUMNS]
+
+
+def _read(store: Store, key: str | None) -> pd.DataFrame | None:
+    return pd.read_parquet(store.path(key) / "results.parquet") if key and store.is_done(key) else None
+
+
+def _missing(
+    cell: Cell, key: str | None, status: Mapping[str, Status], metrics: tuple[str, ...] = tuple(METRICS | SET_METRICS)
+) -> pd.DataFrame:
+    if key is None:
+        reason = "no network to time" if cell.sampler is None else "not timed: the run has no reference to compare with"
+    else:
+        reason = f"{status[key].state}: {status[key].reason}".rstrip(": ")
+    return pd.DataFrame(
+        {
+            "cell": cell.name,
+            "metric": list(metrics),
+            "condition": -1,
+            "sample": 0,
+            "value": np.nan,
+            "unit": [(METRICS | SET_METRICS)[m].unit if m in METRICS | SET_METRICS else "s" for m in metrics],
+            "higher_is_better": [
+                (METRICS | SET_METRICS)[m].higher_is_better if m in METRICS | SET_METRICS else False for m in metrics
+            ],
+            "status": "missing",
+            "reason": reason,
+        }
+    )
+
+
+def _cell_record(cell: Cell, plan: Plan, store: Store, status: Mapping[str, Status]) -> dict[str, Any]:
+    keys = [key for _, key in cell.stages] + [cell.sample, cell.quality]
+    bad = next((k for k in keys if status[k].state in (FAILED, BLOCKED)), None)
+    finished = all(status[k].state in (CACHED, DONE) for k in keys)
+    state = status[bad].state if bad else "done" if finished else "skipped"
+    trained = [store.facts(key) for _, key in cell.stages if store.is_done(key)]
+    made = store.facts(cell.sample) if store.is_done(cell.sample) else {}
+    teacher_key = next(k for k, s in plan.steps.items() if s.kind == "teacher")
+    teacher = store.facts(teacher_key) if store.is_done(teacher_key) else {}
+    network = cell.sampler is not None and made and teacher
+    return {
+        "cell": cell.name,
+        "method": cell.name if cell.kind == "method" else "",
+        "label": cell.label,
+        "kind": cell.kind,
+        "family": cell.family,
+        "changes": cell.changes,
+        "nfe": made["nfe"] if network else None,
+        "num_inference_steps": cell.sampler.num_inference_steps if cell.sampler else None,
+        "guidance_scale": cell.sampler.guidance_scale if cell.sampler else None,
+        "sampler": cell.sampler.kind if cell.sampler else None,
+        "kept_parameters": made["parameters"] / teacher["parameters"] if network else None,
+        "kept_blocks": made["blocks"] / teacher["blocks"] if network else None,
+        "parameters": made["parameters"] if network else None,
+        "training_passes": sum(f["passes"] for f in trained) if trained else None,
+        "training_seconds": sum(f["seconds"] for f in trained) if trained else None,
+        "status": state,
+        "reason": status[bad].reason if bad else "" if finished else "not finished when this was written",
+        "settings": dict(cell.settings),
+        "inferred": cell.inferred,
+        "stages": [{"name": name, "key": key} for name, key in cell.stages],
+    }
+
+
+def _step_record(key: str, plan: Plan, store: Store, status: Status) -> dict[str, Any]:
+    step = plan.steps[key]
+    cells = [c.name for c in plan.cells if key in (c.sample, c.quality, *(k for _, k in c.stages))]
+    seconds = store.facts(key).get("seconds") if store.is_done(key) else None
+    return {
+        "key": key,
+        "kind": step.kind,
+        "name": step.name,
+        "cells": cells,
+        "status": status.state,
+        "reason": status.reason,
+        "seconds": seconds,
+    }
+
+
+def _copy_importance(plan: Plan, store: Store, folder: Path) -> None:
+    for key in plan.steps:
+        source = store.path(key) / "importance.json"
+        if store.is_done(key) and source.exists():
+            shutil.copy(source, folder / "importance.json")
+            return
+
+
+def _copy_curves(plan: Plan, store: Store, folder: Path) -> None:
+    curves = folder / "curves"
+    shutil.rmtree(curves, ignore_errors=True)
+    curves.mkdir()
+    for cell in plan.cells:
+        for name, key in cell.stages:
+            source = store.path(key) / "curve.jsonl"
+            if store.is_done(key) and source.exists():
+                shutil.copy(source, curves / f"{cell.name}.{name}.jsonl")
+
+
+def _write_gallery(plan: Plan, store: Store, run: RunSettings, folder: Path) -> None:
+    gallery = folder / "gallery"
+    shutil.rmtree(gallery, ignore_errors=True)
+    gallery.mkdir()
+    count = min(GALLERY_CLIPS, run.conditions)
+    for cell in plan.cells:
+        if store.is_done(cell.sample):
+            video = load_file(store.path(cell.sample) / "videos.safetensors")["video"]
+            save_file({"video": video[:count].clone()}, gallery / f"{cell.name}.safetensors")
+    factors = shapes.draw_factors("test", np.arange(count))
+    words = {
+        "shape": shapes.SHAPES,
+        "colour": shapes.COLOURS,
+        "size": shapes.SIZES,
+        "direction": shapes.DIRECTIONS,
+        "speed": shapes.SPEEDS,
+        "background": shapes.BACKGROUNDS,
+    }
+    records = []
+    for i, caption in enumerate(shapes.captions(factors)):
+        named = {key: table[getattr(factors, key)[i]] for key, table in words.items()}
+        records.append({"condition": i, "caption": caption} | named)
+    (gallery / "conditions.json").write_text(json.dumps(records, indent=1))
+    real = torch.as_tensor(shapes.render(factors))
+    if not (gallery / "real.safetensors").exists():
+        save_file({"video": real}, gallery / "real.safetensors")

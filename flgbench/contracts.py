@@ -1,0 +1,115 @@
+"""What a method, a baseline and a family promise. The engine knows nothing else about them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from flgbench.models.base import VideoModel
+from flgbench.sampling import SamplerSettings
+from flgbench.settings import Settings
+from flgbench.stage import Stage
+
+MethodFamily = Literal["step", "size", "joint", "training-free"]
+
+
+@dataclass(frozen=True)
+class FamilyPreset:
+    """The numbers of one family at one scale that methods build their defaults on."""
+
+    shift: float
+    guidance_scale: float
+    num_inference_steps: int
+    few_step_times: tuple[float, ...]
+    clip: tuple[int, int, int]  # frames, height, width
+    fps: int
+
+
+class Family(ABC):
+    """A model family, for example wanx: loads teachers, knows presets."""
+
+    name: ClassVar[str]
+    scales: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def preset(self, scale: str) -> FamilyPreset: ...
+
+    @abstractmethod
+    def folder(self, scale: str) -> Path:
+        """The diffusers folder of the teacher. Raises UsageError when it is not there."""
+
+    @abstractmethod
+    def fingerprint(self, scale: str) -> str:
+        """What identifies the teacher's weights: part of every key that depends on them."""
+
+    @abstractmethod
+    def load(self, scale: str) -> VideoModel:
+        """The teacher, frozen. Raises UsageError when the weights do not match their recorded hash."""
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """One stage of a method: the class that does it, its settings, what it reads, and its share of the training budget.
+
+    `inputs` maps the role that the stage asks for to the name of an earlier stage of the same method.
+    """
+
+    name: str
+    stage: type[Stage]
+    settings: Settings
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    budget_share: float = 0.0
+
+
+class Method(ABC):
+    """A way to make a student. One file, one registry line (see methods/README.md)."""
+
+    label: ClassVar[str]
+    family: ClassVar[MethodFamily]
+    changes: ClassVar[str]
+    Settings: ClassVar[type[Settings]]
+
+    def __init__(self, settings: Any, preset: FamilyPreset) -> None:
+        self.settings, self.preset = settings, preset
+
+    @abstractmethod
+    def stages(self) -> list[StageSpec]:
+        """The stages in order; the last one's artifact holds the student."""
+
+    @abstractmethod
+    def sampler(self) -> SamplerSettings:
+        """How the student is sampled."""
+
+
+@dataclass(frozen=True)
+class EvaluationBatch:
+    """Clips to make: their conditions, first frames (B, H, W, 3) uint8, true videos, and (condition, sample) ids."""
+
+    condition: Any
+    first_frames: torch.Tensor
+    truth: torch.Tensor
+    identities: list[tuple[int, int]]
+
+
+class Baseline(ABC):
+    """Something to compare with that makes no student: a sampler of the teacher, or a control without a network."""
+
+    label: ClassVar[str]
+    kind: ClassVar[Literal["reference", "baseline", "control"]] = "baseline"
+    changes: ClassVar[str]
+
+    def __init__(self, preset: FamilyPreset) -> None:
+        self.preset = preset
+
+    def sampler(self) -> SamplerSettings | None:
+        """How the teacher is sampled, or None for a control that `generate`s its clips without the denoiser."""
+        return None
+
+    def generate(self, model: VideoModel, batch: EvaluationBatch) -> torch.Tensor:
+        """(B, T, H, W, 3) uint8 clips of a control."""
+        raise TypeError(f"{type(self).__name__} has a sampler: the engine samples the teacher with it")

@@ -1,0 +1,341 @@
+"""Procedural image+text-to-video clips whose truth is known.
+
+A clip shows one coloured object on a static background. The caption and the first frame tell its shape, colour, size,
+direction and speed. Two things they do not tell, because without uncertainty a model needs neither steps nor guidance:
+
+* at frame 8 the object turns by 0, +90, 180 or -90 degrees (`turn`, law `LAWS["turn"]`);
+* a second, small object of another colour enters from a random side at a random time (`side`, `entry`, `shape2`, `colour2`).
+
+Everything is a pure function of (split, index): a counter-based hash replaces random state, so any batch of any order
+gives the same clips. Objects are composited from an anti-aliased atlas at 1/8 pixel, so stored centroids are exact.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+FRAMES, SIZE, FPS = 17, 64, 8
+TURN_FRAME = 8
+SHAPES = ("circle", "square", "triangle", "star")
+COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
+SIZES = ("small", "medium", "large")
+DIRECTIONS = ("right", "lower right", "down", "lower left", "left", "upper left", "up", "upper right")
+SPEEDS = ("slow", "steady", "fast")
+BACKGROUNDS = ("plain", "gradient", "texture")
+SIDES = ("left", "right", "top", "bottom")
+TURNS = (0, 90, 180, 270)  # degrees, clockwise on the screen (y points down)
+ENTRY_FRAMES = (4, 8, 12)
+RADII = (4.5, 5.75, 7.0)  # pixels; the radius of the circle, other shapes have about the same area
+PIXELS_PER_FRAME = (0.75, 1.25, 1.75)
+SECOND_SPEED = 2.5  # pixels per frame, straight in
+PALETTE = np.array(
+    [
+        (230, 50, 50),
+        (245, 150, 40),
+        (245, 230, 70),
+        (60, 190, 75),
+        (70, 220, 230),
+        (60, 90, 230),
+        (150, 60, 210),
+        (250, 130, 200),
+    ],
+    dtype=np.float32,
+)
+# The law of every hidden factor, given everything that is not hidden. `colour2` is uniform over the seven other colours.
+LAWS = {
+    "turn": (0.25,) * 4,
+    "side": (0.25,) * 4,
+    "entry": (1 / 3,) * 3,
+    "shape2": (0.25,) * 4,
+}
+SPLITS = {"train": 1, "validation": 2, "test": 3, "held_out": 4}
+
+_PATCH, _SUB = 24, 8  # pixels of a sprite's side; sub-pixel positions per pixel
+
+
+@dataclass(frozen=True)
+class Factors:
+    """All factors of N clips, each an array of N. Indices point into the module's tuples; positions are pixels."""
+
+    index: np.ndarray
+    shape: np.ndarray
+    colour: np.ndarray
+    size: np.ndarray
+    direction: np.ndarray
+    speed: np.ndarray
+    background: np.ndarray
+    turn: np.ndarray
+    side: np.ndarray
+    entry: np.ndarray
+    shape2: np.ndarray
+    colour2: np.ndarray
+    start: np.ndarray  # (N, 2) x, y of the main object in frame 0
+    offset2: np.ndarray  # (N,) position of the second object along its side
+    look: np.ndarray  # (N, 6) uniforms that decide grey levels, angles and phases of the background
+    words: np.ndarray  # (N, 8) uniforms that decide the caption's wording
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+def _uniforms(split: str, indices: np.ndarray, count: int) -> np.ndarray:
+    """(N, count) uniforms in [0, 1), a hash (SplitMix64's finaliser) of split, index and column."""
+    with np.errstate(over="ignore"):
+        key = np.asarray(indices, np.uint64)[:, None] * np.uint64(0x9E3779B97F4A7C15)
+        key = key + np.arange(count, dtype=np.uint64)[None] * np.uint64(0xD1B54A32D192ED03)
+        key = key + np.uint64(SPLITS[split]) * np.uint64(0x8CB92BA72F3D8DD7)
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 0x9E3779B97F4A7C15)):
+            key = (key ^ (key >> np.uint64(shift))) * np.uint64(factor)
+        key ^= key >> np.uint64(32)
+    return (key >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _extent(size: np.ndarray) -> np.ndarray:
+    return 1.45 * np.asarray(RADII)[size] + 0.5
+
+
+def direction_vector(degrees: np.ndarray) -> np.ndarray:
+    """Unit vectors (..., 2) as x right, y down for angles measured clockwise from 'right'."""
+    radians = np.deg2rad(degrees)
+    return np.stack([np.cos(radians), np.sin(radians)], -1)
+
+
+def draw_factors(split: str, indices: Sequence[int] | np.ndarray) -> Factors:
+    """Factors of the clips `indices` of `split` (train, validation, test, held_out).
+
+    In `held_out` every clip has a (shape, colour) pair that no other split contains. Raises KeyError on another split.
+    """
+    indices = np.asarray(indices, dtype=np.int64)
+    u = _uniforms(split, indices, 40)
+
+    def pick(column: int, n: int) -> np.ndarray:
+        return np.minimum((u[:, column] * n).astype(np.int64), n - 1)
+
+    shape = pick(0, 4)
+    reserved = 2 * shape  # one colour per shape is kept for the split of held-out combinations
+    colour = reserved if split == "held_out" else (reserved + 1 + pick(1, 7)) % 8
+    size, direction, speed = pick(2, 3), pick(3, 8), pick(4, 3)
+    # The turn happens where all four continuations stay in the frame: otherwise the first frame would give it away.
+    travel = TURN_FRAME * np.asarray(PIXELS_PER_FRAME)[speed]
+    margin = (_extent(size) + travel)[:, None]
+    middle = margin + u[:, 5:7] * (SIZE - 2 * margin)
+    start = middle - travel[:, None] * direction_vector(45.0 * direction)
+    return Factors(
+        index=indices,
+        shape=shape,
+        colour=colour,
+        size=size,
+        direction=direction,
+        speed=speed,
+        background=pick(7, 3),
+        turn=pick(8, 4),
+        side=pick(9, 4),
+        entry=pick(10, 3),
+        shape2=pick(11, 4),
+        colour2=(colour + 1 + pick(12, 7)) % 8,
+        start=start,
+        offset2=8 + u[:, 13] * (SIZE - 16),
+        look=u[:, 14:20],
+        words=u[:, 20:28],
+    )
+
+
+def _quantise(position: np.ndarray) -> np.ndarray:
+    return np.round(position * _SUB) / _SUB
+
+
+def trajectory(factors: Factors) -> np.ndarray:
+    """(N, 17, 2) centroid of the main object in pixels."""
+    steps = np.arange(FRAMES)
+    speed = np.asarray(PIXELS_PER_FRAME)[factors.speed][:, None, None]
+    before = direction_vector(45.0 * factors.direction)[:, None]
+    after = direction_vector(45.0 * factors.direction + np.asarray(TURNS)[factors.turn])[:, None]
+    first = np.minimum(steps, TURN_FRAME)[None, :, None]
+    second = np.maximum(steps - TURN_FRAME, 0)[None, :, None]
+    return _quantise(factors.start[:, None] + speed * (first * before + second * after))
+
+
+def trajectory2(factors: Factors) -> np.ndarray:
+    """(N, 17, 2) centroid of the second object in pixels; before its entry it waits outside the frame."""
+    wait = _extent(np.zeros(1, np.int64))[0]
+    moved = np.maximum(np.arange(FRAMES)[None] - np.asarray(ENTRY_FRAMES)[factors.entry][:, None], 0)
+    depth = -wait + SECOND_SPEED * moved
+    depth = np.where(factors.side[:, None] % 2 == 1, SIZE - depth, depth)
+    along = np.broadcast_to(factors.offset2[:, None], depth.shape)
+    horizontal = (factors.side < 2)[:, None]
+    return _quantise(np.stack([np.where(horizontal, depth, along), np.where(horizontal, along, depth)], -1))
+
+
+def _polygon(shape: str, radius: float) -> np.ndarray:
+    if shape == "square":
+        half = 0.886 * radius
+        return np.array([(-half, -half), (half, -half), (half, half), (-half, half)])
+    corners = 3 if shape == "triangle" else 10
+    angles = -np.pi / 2 + 2 * np.pi * np.arange(corners) / corners
+    radii = np.full(corners, 1.45 * radius)
+    if shape == "star":
+        radii[1::2] = 0.62 * radius
+    return np.stack([radii * np.cos(angles), radii * np.sin(angles)], -1)
+
+
+@lru_cache(maxsize=1)
+def atlas() -> torch.Tensor:
+    """(shape 4, size 3, sub-y 8, sub-x 8, 24, 24) coverage in [0, 1] of every sprite at every 1/8-pixel position."""
+    side = (_PATCH + 1) * _SUB
+    grid = (np.arange(side) + 0.5) / _SUB - _PATCH / 2
+    x, y = np.meshgrid(grid, grid)
+    sprites = np.zeros((4, 3, _SUB, _SUB, _PATCH, _PATCH), np.float32)
+    for i, shape in enumerate(SHAPES):
+        for j, radius in enumerate(RADII):
+            if shape == "circle":
+                inside = x**2 + y**2 <= radius**2
+            else:
+                corners = _polygon(shape, radius)
+                inside = np.zeros_like(x, bool)
+                for (x0, y0), (x1, y1) in zip(corners, np.roll(corners, -1, 0), strict=True):
+                    if y0 == y1:
+                        continue
+                    crosses = (y0 > y) != (y1 > y)
+                    inside ^= crosses & (x < (x1 - x0) * (y - y0) / (y1 - y0) + x0)
+            for dy in range(_SUB):
+                for dx in range(_SUB):
+                    # A larger sub-position moves the sprite right and down, so the window moves left and up.
+                    shifted = np.roll(inside, (dy, dx), (0, 1))[: _PATCH * _SUB, : _PATCH * _SUB]
+                    sprites[i, j, dy, dx] = shifted.reshape(_PATCH, _SUB, _PATCH, _SUB).mean((1, 3))
+    return torch.from_numpy(sprites)
+
+
+def _sprites(shape: np.ndarray, size: np.ndarray, centre: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Coverage (N, T, 24, 24) and the pixel columns and rows (N, T, 24) that it falls on."""
+    corner = np.floor(centre).astype(np.int64)
+    sub = np.round((centre - corner) * _SUB).astype(np.int64)
+    frames = centre.shape[1]
+    flat = ((shape * 3 + size)[:, None].repeat(frames, 1) * _SUB + sub[..., 1]) * _SUB + sub[..., 0]
+    coverage = atlas().view(-1, _PATCH, _PATCH)[torch.from_numpy(flat)]
+    ticks = torch.arange(_PATCH) - _PATCH // 2
+    pixel = torch.from_numpy(corner)
+    return coverage, pixel[..., 0:1] + ticks, pixel[..., 1:2] + ticks
+
+
+def backgrounds(factors: Factors) -> torch.Tensor:
+    """(N, 64, 64, 3) float32 in 0-255: static, dark to mid grey with a slight tint."""
+    look = torch.from_numpy(factors.look.astype(np.float32))[:, :, None, None]
+    kind = torch.from_numpy(factors.background)[:, None, None]
+    axis = torch.linspace(-1, 1, SIZE)
+    y, x = axis[None, :, None], axis[None, None, :]
+    level, contrast, angle = 30 + 50 * look[:, 0], 15 + 25 * look[:, 1], 2 * math.pi * look[:, 2]
+    ramp = torch.cos(angle) * x + torch.sin(angle) * y
+    phase = 2 * math.pi * look[:, 3]
+    waves = 0.5 * (torch.sin(7 * x + phase) + torch.sin(7 * y + 2 * phase))
+    pattern = torch.where(kind == 1, ramp, torch.where(kind == 2, waves, torch.zeros(())))
+    grey = level + contrast * pattern
+    tint = torch.cat([1 + 0.15 * (look[:, 4] - 0.5), torch.ones_like(look[:, 4]), 1 + 0.15 * (look[:, 5] - 0.5)], 2)
+    return (grey[..., None] * tint[:, :, None, :]).clamp(0, 255)
+
+
+def _composite(canvas: torch.Tensor, colour: np.ndarray, shape: np.ndarray, size: np.ndarray, centre: np.ndarray) -> None:
+    """Draw one object over `canvas` (N, T, 64, 64, 3) uint8, in place."""
+    coverage, columns, rows = _sprites(shape, size, centre)
+    column_ok = (columns >= 0) & (columns < SIZE)
+    row_ok = (rows >= 0) & (rows < SIZE)
+    visible = (coverage > 0) & row_ok[..., :, None] & column_ok[..., None, :]
+    n, t, i, j = torch.nonzero(visible, as_tuple=True)
+    alpha = coverage[n, t, i, j, None]
+    flat = ((n * FRAMES + t) * SIZE + rows[n, t, i]) * SIZE + columns[n, t, j]
+    pixels = canvas.view(-1, 3)
+    paint = torch.from_numpy(PALETTE)[torch.from_numpy(colour)][n]
+    under = pixels[flat].float()
+    pixels[flat] = (under + alpha * (paint - under)).round().to(torch.uint8)
+
+
+def render(factors: Factors) -> torch.Tensor:
+    """(N, 17, 64, 64, 3) uint8 RGB video; the main object is drawn over the second one."""
+    canvas = backgrounds(factors).round().to(torch.uint8)[:, None].expand(-1, FRAMES, -1, -1, -1).contiguous()
+    _composite(canvas, factors.colour2, factors.shape2, np.zeros_like(factors.size), trajectory2(factors))
+    _composite(canvas, factors.colour, factors.shape, factors.size, trajectory(factors))
+    return canvas
+
+
+def masks(factors: Factors) -> tuple[torch.Tensor, torch.Tensor]:
+    """Coverage in [0, 1] of the main and of the visible part of the second object, each (N, 17, 64, 64) float32."""
+    drawn = []
+    for shape, size, centre in (
+        (factors.shape, factors.size, trajectory(factors)),
+        (factors.shape2, np.zeros_like(factors.size), trajectory2(factors)),
+    ):
+        coverage, columns, rows = _sprites(shape, size, centre)
+        full = torch.zeros(len(factors), FRAMES, SIZE + 2 * _PATCH, SIZE + 2 * _PATCH)
+        ok = ((columns[..., 0] > -2 * _PATCH) & (rows[..., 0] > -2 * _PATCH)).nonzero(as_tuple=True)
+        n, t = (k[:, None, None] for k in ok)
+        full[n, t, rows[ok][:, :, None] + _PATCH, columns[ok][:, None, :] + _PATCH] = coverage[ok]
+        drawn.append(full[:, :, _PATCH:-_PATCH, _PATCH:-_PATCH])
+    main, second = drawn
+    return main, second * (1 - main)
+
+
+_SYNONYMS = {
+    "circle": ("circle", "disc", "ball"),
+    "square": ("square", "box"),
+    "triangle": ("triangle",),
+    "star": ("star",),
+    "small": ("small", "little"),
+    "medium": ("medium", "mid-sized"),
+    "large": ("large", "big"),
+    "slow": ("slowly", "gently"),
+    "steady": ("steadily", "evenly"),
+    "fast": ("fast", "quickly"),
+    "right": ("to the right", "rightwards"),
+    "left": ("to the left", "leftwards"),
+    "up": ("up", "upwards"),
+    "down": ("down", "downwards"),
+    "lower right": ("to the lower right", "down and right"),
+    "lower left": ("to the lower left", "down and left"),
+    "upper left": ("to the upper left", "up and left"),
+    "upper right": ("to the upper right", "up and right"),
+    "plain": ("a plain background", "a flat backdrop"),
+    "gradient": ("a gradient background", "a shaded backdrop"),
+    "texture": ("a textured background", "a wavy backdrop"),
+}
+_VERBS = ("moves", "glides", "travels", "drifts")
+_TEMPLATES = (
+    "a {size} {colour} {shape} {verb} {speed} {direction} over {background}",
+    "the {colour} {shape} , {size} , {verb} {direction} {speed} on {background}",
+    "over {background} a {size} {colour} {shape} {verb} {direction} {speed}",
+    "{speed} a {size} {colour} {shape} {verb} {direction} over {background}",
+    "on {background} the {size} {shape} in {colour} {verb} {speed} {direction}",
+)
+NEGATIVE_CAPTION = ""
+
+
+def captions(factors: Factors) -> list[str]:
+    """One English caption a clip; it names every factor that is not hidden."""
+    names = {
+        "shape": SHAPES,
+        "size": SIZES,
+        "speed": SPEEDS,
+        "direction": DIRECTIONS,
+        "background": BACKGROUNDS,
+    }
+    lines = []
+    for n in range(len(factors)):
+        draws = iter(factors.words[n])
+
+        def choose(options: Sequence[str], draws=draws) -> str:
+            return options[int(next(draws) * len(options))]
+
+        words = {key: choose(_SYNONYMS[table[getattr(factors, key)[n]]]) for key, table in names.items()}
+        template = choose(_TEMPLATES)
+        lines.append(template.format(colour=COLOURS[factors.colour[n]], verb=choose(_VERBS), **words))
+    return lines
+
+
+def vocabulary() -> list[str]:
+    """Every word a caption can hold, sorted: the tokenizer's word list."""
+    text = " ".join((*_TEMPLATES, *_VERBS, *COLOURS, *(w for s in _SYNONYMS.values() for w in s)))
+    return sorted({word for word in text.split() if not word.startswith("{")})

@@ -1,0 +1,15 @@
+"""The two ways in which flgbench says no."""
+
+from __future__ import annotations
+
+
+class UsageError(Exception):
+    """Wrong input. The message is one line: what is wrong, where, and what would be right. The CLI exits with 2."""
+
+
+class StageFailure(Exception):
+    """A stage went wrong in a way that has a name (NaN, static, solid, saturated, drifting)."""
+
+    def __init__(self, word: str, detail: str) -> None:
+        super().__init__(f"{word}: {detail}")
+        self.word = word

@@ -1,0 +1,163 @@
+"""Intervals and tests. The unit of resampling is the condition: samples of one condition are not independent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import special
+
+DRAWS = 10_000
+_BATCH = 2_000  # bootstrap draws at a time: keeps memory small
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with its interval (95 % unless asked otherwise) and the number of units `n` it rests on.
+
+    Without data everything is NaN and n is 0; bounds are NaN where n does not allow any.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def __contains__(self, number: float) -> bool:
+        return self.low <= number <= self.high
+
+
+_NAN = float("nan")
+
+
+def condition_means(values: np.ndarray, conditions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted distinct conditions and the mean of each one's finite values; conditions without any are left out."""
+    values, conditions = np.asarray(values, np.float64), np.asarray(conditions)
+    if values.shape != conditions.shape or values.ndim != 1:
+        raise ValueError(f"values {values.shape} and conditions {conditions.shape} must be 1-D and equally long")
+    keep = np.isfinite(values)
+    names, index = np.unique(conditions[keep], return_inverse=True)
+    return names, np.bincount(index, values[keep], len(names)) / np.bincount(index, minlength=len(names))
+
+
+def _bca(means: np.ndarray, level: float, draws: int, seed: int) -> Interval:
+    """BCa bootstrap interval (Efron 1987) of the mean of one number per condition."""
+    n, value = len(means), float(means.mean()) if len(means) else _NAN
+    if n < 2:
+        return Interval(value, _NAN, _NAN, n)
+    if np.ptp(means) == 0:
+        return Interval(value, value, value, n)
+    rng = np.random.default_rng(seed)
+    batches = [min(_BATCH, draws - i) for i in range(0, draws, _BATCH)]
+    boot = np.sort(np.concatenate([means[rng.integers(0, n, (size, n))].mean(1) for size in batches]))
+    # Ties count half, as with 0/1 values; the shift below is the median bias on the normal scale.
+    margin = 1e-12 * max(1.0, abs(value))
+    below = 0.5 * (np.searchsorted(boot, value - margin) + np.searchsorted(boot, value + margin)) / draws
+    bias = special.ndtri(np.clip(below, 1 / draws, 1 - 1 / draws))
+    centred = means - value  # of a mean, the jackknife's skewness is that of the sample
+    acceleration = (centred**3).sum() / (6 * (centred**2).sum() ** 1.5)
+    z = bias + special.ndtri(np.array([0.5 - level / 2, 0.5 + level / 2]))
+    low, high = np.quantile(boot, special.ndtr(bias + z / (1 - acceleration * z)))
+    return Interval(value, float(low), float(high), n)
+
+
+def bootstrap_mean(
+    values: np.ndarray, conditions: np.ndarray, level: float = 0.95, draws: int = DRAWS, seed: int = 0
+) -> Interval:
+    """Mean over conditions of each condition's mean, with a BCa interval from resampling conditions.
+
+    NaN values are left out. If all conditions are 0, or all are 1, a bootstrap shows no spread at all: the interval is
+    then the Wilson one with the number of conditions.
+    """
+    _, means = condition_means(values, conditions)
+    if len(means) and (np.all(means == 0) or np.all(means == 1)):
+        return wilson(int(means.sum()), len(means), level)
+    return _bca(means, level, draws, seed)
+
+
+def bootstrap_difference(
+    a: np.ndarray,
+    conditions_a: np.ndarray,
+    b: np.ndarray,
+    conditions_b: np.ndarray,
+    level: float = 0.95,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> Interval:
+    """Mean of (a - b), paired by condition, with a BCa interval; conditions that only one of them has are left out.
+
+    If both are the same 0/1 values in every condition, the bounds are what that many conditions allow for a difference
+    (Wilson's upper bound for 0 of n), not zero.
+    """
+    names_a, means_a = condition_means(a, conditions_a)
+    names_b, means_b = condition_means(b, conditions_b)
+    _, at_a, at_b = np.intersect1d(names_a, names_b, assume_unique=True, return_indices=True)
+    means_a, means_b = means_a[at_a], means_b[at_b]
+    if len(means_a) and np.array_equal(means_a, means_b) and np.isin(means_a, (0, 1)).all():
+        bound = wilson(0, len(means_a), level).high
+        return Interval(0.0, -bound, bound, len(means_a))
+    return _bca(means_a - means_b, level, draws, seed)
+
+
+def wilson(successes: int, n: int, level: float = 0.95) -> Interval:
+    """Wilson's score interval of a proportion from `n` independent trials."""
+    if not 0 <= successes <= n:
+        raise ValueError(f"{successes} successes of {n}")
+    if n == 0:
+        return Interval(_NAN, _NAN, _NAN, 0)
+    z, share = float(special.ndtri(0.5 + level / 2)), successes / n
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return Interval(share, max(0.0, float(middle - half)), min(1.0, float(middle + half)), n)
+
+
+def speedup(reference_seconds: np.ndarray, seconds: np.ndarray, level: float = 0.95) -> Interval:
+    """How many times faster: geometric mean of reference / own per pair, with a t-interval on the log ratio.
+
+    Both arrays (n,) hold the same pairs in the same order; pairs with a NaN are left out. Bounds need 2 pairs.
+    """
+    reference_seconds, seconds = np.asarray(reference_seconds, np.float64), np.asarray(seconds, np.float64)
+    if reference_seconds.shape != seconds.shape or seconds.ndim != 1:
+        raise ValueError(f"pairs need equally long 1-D arrays, got {reference_seconds.shape} and {seconds.shape}")
+    keep = np.isfinite(reference_seconds) & np.isfinite(seconds)
+    reference_seconds, seconds = reference_seconds[keep], seconds[keep]
+    if (reference_seconds <= 0).any() or (seconds <= 0).any():
+        raise ValueError("times must be above 0")
+    n = len(seconds)
+    if n == 0:
+        return Interval(_NAN, _NAN, _NAN, 0)
+    logs = np.log(reference_seconds / seconds)
+    mean = float(logs.mean())
+    if n == 1:
+        return Interval(float(np.exp(mean)), _NAN, _NAN, 1)
+    half = float(special.stdtrit(n - 1, 0.5 + level / 2)) * float(logs.std(ddof=1)) / np.sqrt(n)
+    return Interval(float(np.exp(mean)), float(np.exp(mean - half)), float(np.exp(mean + half)), n)
+
+
+def mcnemar(a: np.ndarray, b: np.ndarray) -> float:
+    """Two-sided exact p-value that two paired 0/1 outcomes (n,) are right equally often; pairs with a NaN are left out.
+
+    One pair a condition: several samples of one condition are not independent.
+    """
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if a.shape != b.shape:
+        raise ValueError(f"pairs need equally long arrays, got {a.shape} and {b.shape}")
+    keep = np.isfinite(a) & np.isfinite(b)
+    a, b = a[keep], b[keep]
+    if not (np.isin(a, (0, 1)).all() and np.isin(b, (0, 1)).all()):
+        raise ValueError("McNemar's test needs values 0 and 1")
+    only_a, only_b = int((a > b).sum()), int((b > a).sum())
+    if only_a + only_b == 0:
+        return 1.0
+    return min(1.0, 2 * float(special.bdtr(min(only_a, only_b), only_a + only_b, 0.5)))
+
+
+def holm(p_values: np.ndarray) -> np.ndarray:
+    """Holm's adjusted p-values (n,) of a family of tests; a NaN stays NaN and is not counted in the family."""
+    p_values = np.asarray(p_values, np.float64)
+    adjusted = np.full(p_values.shape, np.nan)
+    known = np.flatnonzero(np.isfinite(p_values))
+    order = known[np.argsort(p_values[known], kind="stable")]
+    factors = np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(p_values[order] * factors))
+    return adjusted

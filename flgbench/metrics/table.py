@@ -1,0 +1,58 @@
+"""What every quality metric is called, measures and how to read it. Imports neither torch nor numpy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class MetricInfo:
+    """`higher_is_better` is None where both tails are bad, or where the number only describes.
+
+    `target` is the value a perfect clip (for set metrics: a perfect set) gets, None where there is no such number.
+    """
+
+    unit: str
+    higher_is_better: bool | None
+    description: str
+    target: float | None
+
+
+METRICS: dict[str, MetricInfo] = {
+    "joint": MetricInfo(
+        "share", True, "presence, colour, shape, direction and second object all right: the headline", 1.0
+    ),
+    "presence": MetricInfo("share", True, "main object found in every frame with 0.4 to 2 times its true area", 1.0),
+    "colour": MetricInfo(
+        "share", True, "main object's core has the true palette colour (RGB distance <= 60) in >= 90 % of frames", 1.0
+    ),
+    "shape": MetricInfo(
+        "share", True, "true silhouette fits best, with IoU >= 0.5, both before and after the turn", 1.0
+    ),
+    "direction": MetricInfo(
+        "share", True, "moved within 20 degrees of the caption's direction between frames 0 and 8", 1.0
+    ),
+    "turn_error": MetricInfo("px", False, "centroid error at frame 8, the last frame that is fully determined", 0.0),
+    "motion_ratio": MetricInfo(
+        "ratio", None, "length of the generated path over the true one, in steps of 4 frames", 1.0
+    ),
+    "first_frame_psnr": MetricInfo("dB", True, "first frame against the given one (58.9 dB when identical)", None),
+    "sharpness_ratio": MetricInfo("ratio", None, "edge response of the main object over that of the true object", 1.0),
+    "flicker": MetricInfo("grey levels", False, "mean absolute second time difference of background luminance", 0.0),
+    "second_present": MetricInfo(
+        "share", True, "an object of another palette colour is seen in one of the last 3 frames", 1.0
+    ),
+    "observed_turn": MetricInfo("class", None, "turn seen after frame 8 (index into shapes.TURNS)", None),
+    "observed_side": MetricInfo("class", None, "side the second object came from (index into shapes.SIDES)", None),
+    "observed_entry": MetricInfo("class", None, "time it came in (index into shapes.ENTRY_FRAMES)", None),
+    "observed_colour2": MetricInfo("class", None, "its colour (index into shapes.COLOURS)", None),
+    "observed_shape2": MetricInfo("class", None, "its shape, if it was ever in full view (shapes.SHAPES)", None),
+}
+
+SET_METRICS: dict[str, MetricInfo] = {
+    "hidden_tv_turn": MetricInfo("share", False, "total variation between the turns seen and their law", 0.0),
+    "hidden_tv_side": MetricInfo("share", False, "total variation between the entry sides seen and their law", 0.0),
+    "hidden_tv_entry": MetricInfo("share", False, "total variation between the entry times seen and their law", 0.0),
+    "mmd": MetricInfo("squared distance", False, "unbiased RBF-MMD^2 to real clips; it can be below 0", 0.0),
+    "mmd_p": MetricInfo("p-value", None, "permutation p-value of the MMD; small means: told apart from real", None),
+}

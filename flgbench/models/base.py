@@ -1,0 +1,127 @@
+"""What every family offers the engine and the methods: a velocity, its blocks, and a condition.
+
+Notation (methods.md): x_t = (1 - t) x0 + t eps, velocity v = eps - x0, t = 1 is noise. Latents are (B, C, T, H, W).
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a clip is generated from.
+
+    text: (B, L, D) caption embeddings; negative_text: (1, L, D) those of the negative caption;
+    image: (B, C', T, H, W) the family's encoding of the first frame, concatenated to the latents by the model.
+    """
+
+    text: torch.Tensor
+    negative_text: torch.Tensor
+    image: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+    def select(self, indices: torch.Tensor | slice) -> Condition:
+        return replace(self, text=self.text[indices], image=self.image[indices])
+
+    def unconditional(self) -> Condition:
+        """The branch that classifier-free guidance extrapolates from: negative text, same image (methods.md, c0)."""
+        return replace(self, text=self.negative_text.expand(len(self), -1, -1))
+
+    @staticmethod
+    def concatenate(parts: Sequence[Condition]) -> Condition:
+        return replace(
+            parts[0], text=torch.cat([p.text for p in parts]), image=torch.cat([p.image for p in parts])
+        )
+
+
+class PassTally:
+    """Network passes of single clips, in units of one forward through the dense teacher; a backward counts two more."""
+
+    def __init__(self) -> None:
+        self.passes = 0.0
+
+    def add(self, clips: int, share_of_blocks: float, with_gradient: bool) -> None:
+        self.passes += clips * share_of_blocks * (3 if with_gradient else 1)
+
+
+class VideoModel(ABC):
+    """A denoiser of one family with a list of residual blocks that can be skipped or deleted."""
+
+    transformer: nn.Module
+    latent_shape: tuple[int, int, int, int]  # C, T, H, W of one clip
+    tally: PassTally  # shared by all copies of a model
+
+    @abstractmethod
+    def velocity(
+        self, x: torch.Tensor, t: torch.Tensor, condition: Condition, skip: Sequence[int] = ()
+    ) -> torch.Tensor:
+        """Velocity at x (B, C, T, H, W) and times t (B,) in [0, 1]; blocks in `skip` are bypassed whole.
+
+        `skip` holds positions in the present list of blocks (0 ... n_blocks - 1).
+        """
+
+    @property
+    @abstractmethod
+    def blocks(self) -> nn.ModuleList:
+        """The blocks that may be skipped or deleted, in order."""
+
+    @property
+    @abstractmethod
+    def kept_blocks(self) -> tuple[int, ...]:
+        """Original indices of the blocks that are still there."""
+
+    @abstractmethod
+    def without_blocks(self, drop: Sequence[int]) -> VideoModel:
+        """A copy with the blocks at positions `drop` really deleted and the rest re-indexed."""
+
+    @abstractmethod
+    def with_transformer(self, folder: Path) -> VideoModel:
+        """The same encoders around the denoiser that `save` wrote into `folder`; frozen."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write the denoiser in diffusers layout (config.json + safetensors)."""
+
+    def copy(self) -> VideoModel:
+        """A model with its own denoiser weights; encoders are shared."""
+        twin = copy.copy(self)
+        twin.transformer = copy.deepcopy(self.transformer)
+        return twin
+
+    def requires_grad_(self, flag: bool) -> VideoModel:
+        self.transformer.requires_grad_(flag)
+        return self
+
+    @property
+    def n_parameters(self) -> int:
+        return sum(p.numel() for p in self.transformer.parameters())
+
+    @abstractmethod
+    def encode_video(self, video: torch.Tensor) -> torch.Tensor:
+        """(B, T, H, W, 3) uint8 pixels -> (B, C, T', H', W') normalised latents."""
+
+    @abstractmethod
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Normalised latents -> (B, T, H, W, 3) uint8 pixels."""
+
+    @abstractmethod
+    def encode_text(self, captions: Sequence[str]) -> torch.Tensor:
+        """(B, L, D) embeddings; zero behind each caption's end, as the stock pipeline makes them."""
+
+    @abstractmethod
+    def encode_image(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, H, W, 3) uint8 first frames -> (B, C', T', H', W')."""
+
+    @abstractmethod
+    def condition(self, images: torch.Tensor, captions: Sequence[str]) -> Condition:
+        """Everything the denoiser is told about a batch of clips."""

@@ -1,0 +1,98 @@
+"""Make the tiny teachers from nothing: autoencoder, then text encoder and denoiser, then the diffusers folder.
+
+Every part resumes from the work folder, so an interrupted pretraining continues with the same command.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanImageToVideoPipeline
+from safetensors.torch import load_file, save_file
+
+from flgbench.data import shapes
+from flgbench.models.families import write_hashes
+from flgbench.models.tiny import wanx, wanx_vae
+from flgbench.models.wanx import WanX
+
+CLIPS, STEPS = 12_288, 14_000
+
+
+def set_latent_statistics(vae: AutoencoderKLWan, clips: int = 512) -> None:
+    """Store the mean and standard deviation of each latent channel in the autoencoder's config, as Wan's does."""
+    video = shapes.render(shapes.draw_factors("train", np.arange(clips)))
+    with torch.no_grad():
+        parts = [vae.encode(wanx_vae.to_model_range(v)).latent_dist.mode() for v in video.split(32)]
+    latents = torch.cat(parts)
+    vae.register_to_config(
+        latents_mean=latents.mean((0, 2, 3, 4)).tolist(), latents_std=latents.std((0, 2, 3, 4)).tolist()
+    )
+
+
+def pretrain(work: Path, vae_steps: int = wanx_vae.STEPS, dit_steps: int = STEPS, clips: int = CLIPS) -> WanX:
+    """Train what is not trained yet in `work` and return the teacher."""
+    vae = wanx_vae.train(work, vae_steps)
+    set_latent_statistics(vae)
+    model = wanx.build(vae)
+    encoded = work / f"latents-{clips}.safetensors"
+    if not encoded.exists():
+        partial = encoded.with_suffix(".partial")
+        save_file(wanx.encode_clips(model, "train", clips), partial)
+        partial.replace(encoded)
+    return wanx.train(model, load_file(encoded), work, dit_steps)
+
+
+def export(model: WanX, work: Path, folder: Path) -> None:
+    """Write the diffusers folder that the stock `WanImageToVideoPipeline` loads, with logs, recipe and hashes.
+
+    The denoiser is stored in fp16 (it is computed in fp32), the small rest in fp32.
+    """
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    pipeline = WanImageToVideoPipeline(
+        tokenizer=model.tokenizer,
+        text_encoder=model.text_encoder,
+        vae=model.vae,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=wanx.SHIFT),
+        transformer=model.transformer,
+        image_encoder=None,
+        image_processor=None,
+    )
+    pipeline.save_pretrained(partial)
+    half = model.copy().transformer.half()
+    half.save_pretrained(partial / "transformer")
+    description = {
+        "clip_shape": list(model.clip_shape),
+        "text_length": model.text_length,
+        "negative_caption": model.negative_caption,
+        "fps": shapes.FPS,
+    }
+    (partial / "flgbench.json").write_text(json.dumps(description, indent=1) + "\n")
+    recipe = {
+        "vae": {"config": wanx_vae.CONFIG, "steps": wanx_vae.STEPS, "phases": wanx_vae.PHASES, "seed": wanx_vae.SEED},
+        "transformer": wanx.TRANSFORMER,
+        "text_encoder": wanx.TEXT,
+        "training": {
+            "steps": STEPS,
+            "clips": CLIPS,
+            "batch": wanx.BATCH,
+            "muon_lr": wanx.MUON_LR,
+            "adam_lr": wanx.ADAM_LR,
+            "ema": wanx.EMA_DECAY,
+            "shift": wanx.SHIFT,
+            "caption_dropout": wanx.CAPTION_DROPOUT,
+            "seed": wanx.SEED,
+        },
+        "command": "flgbench pretrain --model wanx",
+    }
+    (partial / "recipe.json").write_text(json.dumps(recipe, indent=1) + "\n")
+    for log in ("vae-log.jsonl", "dit-log.jsonl"):
+        if (work / log).exists():
+            shutil.copy(work / log, partial / log)
+    write_hashes(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)

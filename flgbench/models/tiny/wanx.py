@@ -1,0 +1,205 @@
+"""Train tiny wanx: UMT5 text encoder and `WanTransformer3DModel` together, on latents of the tiny autoencoder.
+
+Hidden matrices are trained with Muon, everything else with AdamW; the learning rate is constant and falls to zero over
+the last quarter of the steps, so a longer training can go on from any checkpoint of the constant part. The shipped
+weights are the EMA.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import WanTransformer3DModel
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch import nn
+from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+from flgbench import flow
+from flgbench.data import shapes
+from flgbench.models.base import Condition
+from flgbench.models.wanx import WanX
+
+TEXT_LENGTH, SHIFT, CAPTION_DROPOUT = 20, 3.0, 0.1
+TRANSFORMER = {
+    "patch_size": (1, 2, 2),
+    "num_attention_heads": 4,
+    "attention_head_dim": 32,
+    "in_channels": 36,
+    "out_channels": 16,
+    "text_dim": 64,
+    "freq_dim": 64,
+    "ffn_dim": 512,
+    "num_layers": 10,
+    "cross_attn_norm": True,
+    "qk_norm": "rms_norm_across_heads",
+    "rope_max_seq_len": 64,
+}
+TEXT = {"d_model": 64, "d_kv": 16, "num_heads": 4, "d_ff": 128, "num_layers": 2, "dropout_rate": 0.0}
+BATCH, MUON_LR, ADAM_LR, EMA_DECAY, SEED = 16, 2e-3, 1e-3, 0.999, 0
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word of the caption grammar; an end token closes every caption."""
+    words = ["<pad>", "</s>", "<unk>", *shapes.vocabulary()]
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=TEXT_LENGTH
+    )
+
+
+def build(vae) -> WanX:
+    """Freshly initialised text encoder and transformer (seed 0) around a trained autoencoder."""
+    torch.manual_seed(SEED)
+    tokenizer = build_tokenizer()
+    text_encoder = UMT5EncoderModel(
+        UMT5Config(**TEXT, vocab_size=len(tokenizer), pad_token_id=0, eos_token_id=1, decoder_start_token_id=0)
+    )
+    transformer = WanTransformer3DModel(**TRANSFORMER)
+    return WanX(transformer, vae, text_encoder, tokenizer, (shapes.FRAMES, shapes.SIZE, shapes.SIZE), TEXT_LENGTH)
+
+
+@torch.no_grad()
+def encode_clips(model: WanX, split: str, count: int, batch: int = 32) -> dict[str, torch.Tensor]:
+    """Latents of clips 0..count-1: `video` and `image`, both (count, 16, 5, 8, 8) fp16, without caption embeddings."""
+    video, image = [], []
+    for start in range(0, count, batch):
+        clips = shapes.render(shapes.draw_factors(split, np.arange(start, min(start + batch, count))))
+        video.append(model.encode_video(clips).half())
+        image.append(model.encode_image(clips[:, 0])[:, 4:].half())
+    return {"video": torch.cat(video), "image": torch.cat(image)}
+
+
+def _optimizers(model: WanX) -> list[torch.optim.Optimizer]:
+    matrices = [p for p in model.transformer.blocks.parameters() if p.ndim == 2]
+    chosen = {id(p) for p in matrices}
+    everything = [*model.transformer.parameters(), *model.text_encoder.parameters()]
+    rest = [p for p in everything if id(p) not in chosen]
+    return [
+        torch.optim.Muon(matrices, lr=MUON_LR, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=ADAM_LR, betas=(0.9, 0.99), weight_decay=0.01),
+    ]
+
+
+def _weights(model: WanX) -> dict[str, torch.Tensor]:
+    pairs = [("transformer", model.transformer), ("text_encoder", model.text_encoder)]
+    return {f"{name}.{k}": v for name, module in pairs for k, v in module.state_dict().items()}
+
+
+def _embed(model: WanX, tokens: dict[str, torch.Tensor], index: torch.Tensor, dropped: torch.Tensor) -> torch.Tensor:
+    ids, mask = tokens["ids"][index].clone(), tokens["mask"][index].clone()
+    ids[dropped], mask[dropped] = tokens["empty_ids"], tokens["empty_mask"]
+    return model.text_encoder(ids, mask).last_hidden_state * mask[..., None]
+
+
+def tokenize(model: WanX, split: str, count: int) -> dict[str, torch.Tensor]:
+    lines = [*shapes.captions(shapes.draw_factors(split, np.arange(count))), shapes.NEGATIVE_CAPTION]
+    out = model.tokenizer(lines, padding="max_length", max_length=TEXT_LENGTH, return_tensors="pt")
+    ids, mask = out.input_ids, out.attention_mask
+    return {"ids": ids[:-1], "mask": mask[:-1], "empty_ids": ids[-1], "empty_mask": mask[-1]}
+
+
+def train(model: WanX, data: dict[str, torch.Tensor], folder: Path, steps: int, report_every: int = 50) -> WanX:
+    """Train to `steps`, resuming from `folder/dit-checkpoint.safetensors`; returns the EMA model.
+
+    `data` holds `video` and `image` latents (N, 16, 5, 8, 8), normalised. Appends to `folder/dit-log.jsonl`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    count = len(data["video"])
+    tokens = tokenize(model, "train", count)
+    mask_channels = torch.zeros(1, 4, *data["video"].shape[2:])
+    mask_channels[:, :, 0] = 1
+    model.requires_grad_(True).transformer.train()
+    model.text_encoder.requires_grad_(True).train()
+    optimizers = _optimizers(model)
+    shadow = {k: v.clone() for k, v in _weights(model).items()}
+    checkpoint, first = folder / "dit-checkpoint.safetensors", 0
+    if checkpoint.exists():
+        first = _load_checkpoint(checkpoint, model, shadow, optimizers)
+    peak = [g["lr"] for o in optimizers for g in o.param_groups]
+    if first:
+        peak = [MUON_LR, ADAM_LR]
+    began = time.monotonic()
+    for step in range(first, steps):
+        # Every step has its own generator: resuming needs no random state.
+        generator = torch.Generator().manual_seed(SEED * 1_000_003 + step)
+        index = torch.randint(count, (BATCH,), generator=generator)
+        x0 = data["video"][index].float()
+        image = torch.cat([mask_channels.expand(BATCH, -1, -1, -1, -1), data["image"][index].float()], dim=1)
+        noise = torch.randn(x0.shape, generator=generator)
+        t = flow.shift(torch.rand(BATCH, generator=generator), SHIFT)
+        text = _embed(model, tokens, index, torch.rand(BATCH, generator=generator) < CAPTION_DROPOUT)
+        velocity = model.velocity(flow.interpolate(x0, noise, t), t, Condition(text, text[:1], image))
+        loss = (velocity - flow.velocity_target(x0, noise)).pow(2).mean()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_([*model.transformer.parameters(), *model.text_encoder.parameters()], 1.0)
+        factor = min(1.0, (step + 1) / 200, (steps - step) / (0.25 * steps))
+        for optimizer, lr in zip(optimizers, peak, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = lr * factor
+            optimizer.step()
+        with torch.no_grad():
+            decay = min(EMA_DECAY, (step + 1) / (step + 10))
+            weights = _weights(model)
+            torch._foreach_lerp_(list(shadow.values()), [weights[k] for k in shadow], 1 - decay)
+        if (step + 1) % report_every == 0:
+            line = {
+                "step": step + 1,
+                "seconds": round(time.monotonic() - began, 1),
+                "loss": round(loss.item(), 5),
+                "grad_norm": round(float(norm), 4),
+                "lr_factor": round(factor, 4),
+            }
+            with (folder / "dit-log.jsonl").open("a") as log:
+                log.write(json.dumps(line) + "\n")
+        if (step + 1) % 500 == 0 or step + 1 == steps:
+            _save_checkpoint(checkpoint, model, shadow, optimizers, step + 1)
+    return with_weights(model, shadow)
+
+
+def with_weights(model: WanX, weights: dict[str, torch.Tensor]) -> WanX:
+    """A frozen copy of `model` holding `weights` (keys `transformer.*` and `text_encoder.*`)."""
+    twin = model.copy()
+    twin.text_encoder = copy.deepcopy(model.text_encoder)
+    for name, module in (("transformer", twin.transformer), ("text_encoder", twin.text_encoder)):
+        module.load_state_dict({k.split(".", 1)[1]: v for k, v in weights.items() if k.startswith(name + ".")})
+        module.requires_grad_(False).eval()
+    return twin
+
+
+def _save_checkpoint(path: Path, model: WanX, shadow: dict, optimizers: list, step: int) -> None:
+    tensors = {f"model.{k}": v for k, v in _weights(model).items()} | {f"ema.{k}": v for k, v in shadow.items()}
+    for n, optimizer in enumerate(optimizers):
+        for i, state in optimizer.state_dict()["state"].items():
+            for key, value in state.items():
+                tensors[f"optimizer.{n}.{i}.{key}"] = torch.as_tensor(value)
+    tensors["step"] = torch.tensor(step)
+    partial = path.with_suffix(".partial")
+    save_file({k: v.detach().clone().contiguous() for k, v in tensors.items()}, partial)
+    partial.replace(path)
+
+
+def _load_checkpoint(path: Path, model: WanX, shadow: dict, optimizers: list) -> int:
+    tensors = load_file(path)
+    for name, module in (("transformer", model.transformer), ("text_encoder", model.text_encoder)):
+        prefix = f"model.{name}."
+        module.load_state_dict({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
+    for key in shadow:
+        shadow[key] = tensors[f"ema.{key}"]
+    for n, optimizer in enumerate(optimizers):
+        state: dict = {}
+        for key, value in tensors.items():
+            if key.startswith(f"optimizer.{n}."):
+                _, _, i, field = key.split(".")
+                state.setdefault(int(i), {})[field] = value
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return int(tensors["step"])

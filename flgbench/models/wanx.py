@@ -1,0 +1,174 @@
+"""The wanx family: Wan image-to-video in diffusers layout (transformer, vae, text_encoder, tokenizer)."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5EncoderModel
+
+from flgbench.models.base import Condition, PassTally, VideoModel
+from flgbench.models.folded_conv import fold_convolutions
+
+
+class WanX(VideoModel):
+    """A Wan image-to-video model: first-frame latents and a mask are concatenated to the 16 noisy channels.
+
+    `clip_shape` is (frames, height, width) in pixels; `text_length` the number of caption tokens the model sees.
+    """
+
+    def __init__(
+        self,
+        transformer: WanTransformer3DModel,
+        vae: AutoencoderKLWan,
+        text_encoder: UMT5EncoderModel,
+        tokenizer: PreTrainedTokenizerBase,
+        clip_shape: tuple[int, int, int],
+        text_length: int,
+        kept_blocks: Sequence[int] | None = None,
+        negative_caption: str = "",
+    ) -> None:
+        self.transformer, self.vae = transformer, vae
+        self.text_encoder, self.tokenizer = text_encoder, tokenizer
+        self.text_length, self.negative_caption = text_length, negative_caption
+        self.tally = PassTally()
+        self.n_teacher_blocks = len(transformer.blocks)
+        self._kept = tuple(range(len(transformer.blocks))) if kept_blocks is None else tuple(kept_blocks)
+        frames, height, width = clip_shape
+        self.stride = (vae.config.scale_factor_temporal, vae.config.scale_factor_spatial)
+        self.clip_shape = clip_shape
+        self.latent_shape = (
+            vae.config.z_dim,
+            (frames - 1) // self.stride[0] + 1,
+            height // self.stride[1],
+            width // self.stride[1],
+        )
+
+    @classmethod
+    def load(cls, folder: Path, transformer: Path | None = None) -> WanX:
+        """Load a diffusers folder; `transformer` names another denoiser's folder (a student). Frozen, eval mode, fp32."""
+        config = json.loads((folder / "flgbench.json").read_text())
+        transformer = transformer or folder / "transformer"
+        denoiser = WanTransformer3DModel.from_pretrained(transformer, torch_dtype=torch.float32)
+        vae = AutoencoderKLWan.from_pretrained(folder / "vae", torch_dtype=torch.float32)
+        text_encoder = UMT5EncoderModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
+        for module in (denoiser, vae, text_encoder):
+            module.requires_grad_(False).eval()
+        return cls(
+            denoiser,
+            fold_convolutions(vae),
+            text_encoder,
+            AutoTokenizer.from_pretrained(folder / "tokenizer"),
+            tuple(config["clip_shape"]),
+            config["text_length"],
+            json.loads((transformer / "config.json").read_text()).get("kept_blocks"),
+            config["negative_caption"],
+        )
+
+    def with_transformer(self, folder: Path) -> WanX:
+        """The same encoders with the denoiser stored in `folder`."""
+        denoiser = WanTransformer3DModel.from_pretrained(folder, torch_dtype=torch.float32)
+        twin = self._twin(denoiser.requires_grad_(False).eval())
+        twin._kept = tuple(json.loads((folder / "config.json").read_text()).get("kept_blocks", twin._kept))
+        return twin
+
+    def _twin(self, transformer: WanTransformer3DModel) -> WanX:
+        twin = copy.copy(self)
+        twin.transformer = transformer
+        return twin
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return self.transformer.blocks
+
+    @property
+    def kept_blocks(self) -> tuple[int, ...]:
+        return self._kept
+
+    @contextmanager
+    def _skipping(self, skip: Sequence[int]) -> Iterator[None]:
+        blocks = self.transformer.blocks
+        dropped = set(skip)
+        self.transformer.blocks = nn.ModuleList(b for i, b in enumerate(blocks) if i not in dropped)
+        try:
+            yield
+        finally:
+            self.transformer.blocks = blocks
+
+    def velocity(
+        self, x: torch.Tensor, t: torch.Tensor, condition: Condition, skip: Sequence[int] = ()
+    ) -> torch.Tensor:
+        if skip:
+            with self._skipping(skip):
+                return self.velocity(x, t, condition)
+        trained = torch.is_grad_enabled() and any(p.requires_grad for p in self.transformer.parameters())
+        self.tally.add(len(x), len(self.blocks) / self.n_teacher_blocks, trained)
+        return self.transformer(
+            hidden_states=torch.cat([x, condition.image], dim=1),
+            timestep=t * 1000,  # diffusers counts time from 0 to 1000
+            encoder_hidden_states=condition.text,
+            return_dict=False,
+        )[0]
+
+    def without_blocks(self, drop: Sequence[int]) -> WanX:
+        dropped = set(drop)
+        unknown = dropped - set(range(len(self.blocks)))
+        if unknown:
+            raise ValueError(f"no block at position {sorted(unknown)}: the model has {len(self.blocks)} blocks")
+        twin = self._twin(self.copy().transformer)
+        twin.transformer.blocks = nn.ModuleList(b for i, b in enumerate(twin.blocks) if i not in dropped)
+        twin._kept = tuple(k for i, k in enumerate(self._kept) if i not in dropped)
+        return twin
+
+    def save(self, folder: Path) -> None:
+        self.transformer.register_to_config(num_layers=len(self.blocks), kept_blocks=list(self._kept))
+        self.transformer.save_pretrained(folder)
+
+    def _statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
+        shape = (1, -1, 1, 1, 1)
+        return torch.tensor(self.vae.config.latents_mean).view(shape), torch.tensor(self.vae.config.latents_std).view(
+            shape
+        )
+
+    @torch.no_grad()
+    def _encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        mean, std = self._statistics()
+        return (self.vae.encode(pixels).latent_dist.mode() - mean) / std
+
+    def encode_video(self, video: torch.Tensor) -> torch.Tensor:
+        return self._encode(video.permute(0, 4, 1, 2, 3).float().div(127.5).sub(1))
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        mean, std = self._statistics()
+        pixels = self.vae.decode(latents * std + mean, return_dict=False)[0]
+        return pixels.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 4, 1)
+
+    @torch.no_grad()
+    def encode_text(self, captions: Sequence[str]) -> torch.Tensor:
+        tokens = self.tokenizer(
+            list(captions), padding="max_length", max_length=self.text_length, truncation=True, return_tensors="pt"
+        )
+        hidden = self.text_encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
+        return hidden * tokens.attention_mask[..., None]
+
+    def encode_image(self, images: torch.Tensor) -> torch.Tensor:
+        # Wan 2.1 encodes the first frame followed by grey frames, and marks with 4 mask channels which pixels are given.
+        frames, height, width = self.clip_shape
+        pixels = torch.zeros(len(images), 3, frames, height, width)
+        pixels[:, :, 0] = images.permute(0, 3, 1, 2).float().div(127.5).sub(1)
+        latents = self._encode(pixels)
+        mask = torch.zeros(len(images), self.stride[0], *latents.shape[2:])
+        mask[:, :, 0] = 1
+        return torch.cat([mask, latents], dim=1)
+
+    def condition(self, images: torch.Tensor, captions: Sequence[str]) -> Condition:
+        return Condition(
+            self.encode_text(captions), self.encode_text([self.negative_caption]), self.encode_image(images)
+        )

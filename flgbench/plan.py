@@ -1,0 +1,181 @@
+"""Settings to a graph of steps: a pure function, printable, with nothing of the disk or the machine in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import Field
+
+from flgbench.contracts import Baseline, Family, FamilyPreset, Method
+from flgbench.errors import UsageError
+from flgbench.registry import registry, target_of
+from flgbench.sampling import SamplerSettings
+from flgbench.settings import Settings, build_settings, digest
+from flgbench.training import LoopSettings
+
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class Step:
+    """One job. The key hashes kind, name, version, settings and the parents' keys; nothing else."""
+
+    kind: str
+    name: str
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, str] = field(default_factory=dict)  # role -> key of another step
+    version: int = 1
+    exclusive: bool = False  # wants the machine for itself (timing)
+
+    @property
+    def key(self) -> str:
+        content = [self.kind, self.name, self.version, dict(self.settings), dict(self.inputs)]
+        return f"{self.kind}-{self.name}-v{self.version}-{digest(content)}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of the main table: a method or baseline with its settings, and the steps that measure it."""
+
+    name: str
+    label: str
+    kind: str  # reference, method, baseline, control
+    family: str
+    changes: str
+    sampler: SamplerSettings | None
+    settings: Mapping[str, Any]
+    inferred: list[dict[str, Any]]
+    stages: list[tuple[str, str]]  # (stage name, step key)
+    student: str | None  # key of the step that holds the student
+    sample: str
+    quality: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    steps: dict[str, Step]  # by key, parents before children
+    cells: list[Cell]
+
+    def children(self, key: str) -> list[str]:
+        return [k for k, s in self.steps.items() if key in s.inputs.values()]
+
+
+class RunSettings(Settings):
+    """Everything that decides the results of a run."""
+
+    model: str = "wanx"
+    scale: str = "tiny"
+    methods: tuple[str, ...] = ()
+    baselines: tuple[str, ...] = ()
+    method_settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    budget: float = Field(12_000, gt=0, description="network passes of training a method, see flgbench.training")
+    training_clips: int = Field(1024, ge=16)
+    conditions: int = Field(64, ge=2)
+    repeated_conditions: int = Field(8, ge=0, description="conditions sampled with 8 seeds, for the hidden factors")
+    pairs: int = Field(20, ge=3, description="timed conditions of the latency protocol")
+    seed: int = Field(0, ge=0)
+    threads: int = Field(1, ge=1, description="threads of a latency measurement")
+
+
+def plan(run: RunSettings, hardware: Mapping[str, Any]) -> Plan:
+    """The steps of `run`; `hardware` keys latency, which is not comparable between machines or library versions.
+
+    Raises UsageError for unknown names and settings, before anything has started.
+    """
+    family: Family = registry("families").get(run.model)()
+    if run.scale not in family.scales:
+        raise UsageError(f"--scale {run.scale}: family '{run.model}' has {', '.join(family.scales)}")
+    preset = family.preset(run.scale)
+    for owner in run.method_settings:
+        if owner not in run.methods:
+            registry("methods").check(owner)
+            raise UsageError(f"--set {owner}.…: '{owner}' is not among the methods of this run")
+
+    steps: dict[str, Step] = {}
+
+    def add(step: Step) -> str:
+        steps[step.key] = step
+        return step.key
+
+    place = {"model": run.model, "scale": run.scale}
+    teacher = add(Step("teacher", run.model, place | {"weights": family.fingerprint(run.scale)}))
+    clips = {"split": "train", "count": run.training_clips}
+    training = add(Step("data", "train", place | clips, {"teacher": teacher}))
+    test_clips = {"split": "test", "count": max(run.conditions, run.pairs)}
+    test = add(Step("data", "test", place | test_clips, {"teacher": teacher}))
+
+    def measure(name: str, producer: dict[str, Any], student: str | None) -> tuple[str, str]:
+        counts = {"conditions": run.conditions, "repeated_conditions": run.repeated_conditions}
+        inputs = {"teacher": teacher, "data": test} | ({"student": student} if student else {})
+        sample = add(Step("sample", name, place | producer | counts, inputs))
+        return sample, add(Step("quality", name, place, {"data": test, "sample": sample}))
+
+    cells: list[Cell] = []
+    for name in run.baselines:
+        cls = registry("baselines").get(name)
+        baseline: Baseline = cls(preset)
+        sampler = baseline.sampler()
+        producer = {"sampler": sampler.model_dump(mode="json")} if sampler else {"baseline": target_of(cls)}
+        sample, quality = measure(name, producer, None)
+        shown = sampler.model_dump(mode="json") if sampler else {}
+        cells.append(
+            Cell(name, cls.label, cls.kind, "none", cls.changes, sampler, shown, [], [], None, sample, quality)
+        )
+    for name in run.methods:
+        cells.append(_method_cell(run, name, preset, place, {"teacher": teacher, "data": training}, add, measure))
+
+    timed = {c.name: c for c in cells if c.sampler is not None}
+    students = {f"student:{c.name}": c.student for c in timed.values() if c.student}
+    samplers = {c.name: c.sampler.model_dump(mode="json") for c in timed.values() if c.sampler}
+    reference = next((c.name for c in cells if c.kind == "reference"), None)
+    latency_settings = place | {
+        "samplers": samplers,
+        "reference": reference,
+        "pairs": run.pairs,
+        "threads": run.threads,
+        "hardware": dict(hardware),
+    }
+    if reference:
+        inputs = {"teacher": teacher, "data": test} | students
+        add(Step("latency", "interleaved", latency_settings, inputs, exclusive=True))
+    return Plan(steps, cells)
+
+
+def _method_cell(run: RunSettings, name: str, preset: FamilyPreset, place: dict, inputs: dict, add, measure) -> Cell:
+    cls = registry("methods").get(name)
+    settings = build_settings(cls.Settings, run.method_settings.get(name, {}), name)
+    method: Method = cls(settings, preset)
+    keys: dict[str, str] = {}
+    inferred: list[dict[str, Any]] = []
+    for spec in method.stages():
+        parents = {role: keys[earlier] for role, earlier in spec.inputs.items()}
+        content = place | {"stage": target_of(spec.stage), "settings": spec.settings.model_dump(mode="json")}
+        if spec.budget_share > 0:
+            loop = LoopSettings(budget=run.budget * spec.budget_share, batch=BATCH, seed=run.seed)
+            content["loop"] = loop.model_dump(mode="json", exclude={"checkpoint_seconds"})
+        keys[spec.name] = add(Step("train", spec.name, content, inputs | parents, version=spec.stage.version))
+        for field_name, note in spec.settings.inferred().items():
+            value = getattr(spec.settings, field_name)
+            shown = value.model_dump(mode="json") if isinstance(value, Settings) else value
+            inferred.append({"setting": f"{spec.name}.{field_name}", "value": shown, "note": note})
+    for field_name, note in settings.inferred().items():
+        inferred.append({"setting": field_name, "value": getattr(settings, field_name), "note": note})
+    student = list(keys.values())[-1]
+    sampler = method.sampler()
+    sample, quality = measure(name, {"sampler": sampler.model_dump(mode="json")}, student)
+    return Cell(
+        name,
+        cls.label,
+        "method",
+        cls.family,
+        cls.changes,
+        sampler,
+        settings.model_dump(mode="json"),
+        inferred,
+        list(keys.items()),
+        student,
+        sample,
+        quality,
+    )

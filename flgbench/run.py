@@ -1,0 +1,115 @@
+"""One run from settings to report: plan, check, execute with progress, collect, write the report."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from flgbench import environment
+from flgbench.collect import collect
+from flgbench.errors import UsageError
+from flgbench.plan import Plan, RunSettings, plan
+from flgbench.progress import Progress
+from flgbench.runner import BLOCKED, CACHED, FAILED, Status, initial_status, run_inline, run_local
+from flgbench.settings import digest
+from flgbench.store import Store, write_json
+
+Runner = Callable[[Plan, Store, Callable[[dict[str, Status]], None]], dict[str, Status]]
+
+
+def run_name(settings: RunSettings) -> str:
+    """Folder of a run: the same settings continue the same run."""
+    return f"{settings.model}-{settings.scale}-{digest(settings.model_dump(mode='json'))}"
+
+
+def check_writable(out: Path) -> None:
+    """Raise UsageError unless files can be made in `out`."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / f".probe-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UsageError(f"--out {out}: cannot write there ({error.strerror}): choose another folder") from None
+
+
+def prepare(settings: RunSettings, out: Path) -> tuple[Plan, Store]:
+    """The checked plan: wrong settings and damaged artifacts raise UsageError here, before any work."""
+    steps = plan(settings, environment.hardware())
+    check_writable(out)
+    store = Store(out / "store")
+    store.check(steps.steps)
+    return steps, store
+
+
+def execute(settings: RunSettings, out: Path, executor: str, slots: int, command: str) -> tuple[Path, dict[str, Status]]:
+    """Run everything that is not cached; returns the run folder and the final status of every step.
+
+    The run folder is written even when steps failed or the run was interrupted.
+    """
+    steps, store = prepare(settings, out)
+    folder = out / "runs" / run_name(settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    started = time.time()
+    status = initial_status(steps, store)
+    write_json(folder / "plan.json", plan_record(steps, settings))
+
+    def facts() -> dict:
+        return {
+            "name": folder.name,
+            "command": command,
+            "environment": environment.facts(),
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "seconds": round(time.time() - started, 1),
+        }
+
+    try:
+        with Progress(steps, store) as progress:
+            if executor == "inline":
+                status = run_inline(steps, store, progress.update)
+            else:
+                status = run_local(steps, store, slots, environment.cores(), progress.update)
+    except KeyboardInterrupt:
+        print("\ninterrupted: the same command continues where this stopped", file=sys.stderr)
+        raise
+    nothing_new = all(s.state == CACHED for s in status.values())
+    if not (nothing_new and (folder / "report" / "index.html").exists()):
+        collect(steps, store, settings, status, folder, facts())
+        build_report(folder)
+    return folder, status
+
+
+def build_report(folder: Path) -> Path:
+    """Rewrite every table, figure and the page of a run folder; returns the page."""
+    from reports import build_all
+
+    return build_all(folder)
+
+
+def plan_record(steps: Plan, settings: RunSettings) -> dict:
+    """The plan as JSON: what `status` reads, without importing torch."""
+    return {
+        "settings": settings.model_dump(mode="json"),
+        "steps": [
+            {"key": key, "kind": s.kind, "name": s.name, "inputs": dict(s.inputs)} for key, s in steps.steps.items()
+        ],
+        "cells": [c.name for c in steps.cells],
+    }
+
+
+def print_plan(steps: Plan, status: dict[str, Status]) -> None:
+    """One line a step: state, kind, name, key."""
+    for key, step in steps.steps.items():
+        state = {"waiting": "to run"}.get(status[key].state, status[key].state)
+        print(f"{state:8} {step.kind:8} {step.name:20} {key}")
+    counts = Counter(s.state for s in status.values())
+    print(f"{len(steps.steps)} steps: {counts[CACHED]} cached, {len(steps.steps) - counts[CACHED]} to run")
+
+
+def failed(status: dict[str, Status]) -> dict[str, Status]:
+    return {k: s for k, s in status.items() if s.state in (FAILED, BLOCKED)}

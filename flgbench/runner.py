@@ -1,0 +1,146 @@
+"""Run a plan on this machine: a queue over worker processes. One failed step never stops its neighbours.
+
+Workers are spawned once and take steps until the plan is done, so importing torch is paid once a slot. An exclusive step
+(timing) waits until nothing else runs. All state is in the store: killing any process and running again continues.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+from flgbench.plan import Plan, Step
+from flgbench.store import Store
+
+WAITING, RUNNING, CACHED, DONE, FAILED, BLOCKED = "waiting", "running", "cached", "done", "failed", "blocked"
+
+
+@dataclass
+class Status:
+    """Where a step stands: one of cached, waiting, running, done, failed, blocked, with the reason."""
+
+    state: str
+    reason: str = ""
+
+
+def initial_status(plan: Plan, store: Store) -> dict[str, Status]:
+    """What the store says before anything runs."""
+    return {key: Status(CACHED if store.is_done(key) else WAITING) for key in plan.steps}
+
+
+def needed(plan: Plan, status: dict[str, Status]) -> set[str]:
+    """Steps that have to run: unfinished ones. A finished step's unfinished parents are not needed for it."""
+    return {key for key, s in status.items() if s.state == WAITING}
+
+
+def _ready(plan: Plan, status: dict[str, Status]) -> Iterable[Step]:
+    for key, step in plan.steps.items():
+        if status[key].state == WAITING and all(
+            status[parent].state in (CACHED, DONE) for parent in step.inputs.values()
+        ):
+            yield step
+
+
+def _block_children(plan: Plan, status: dict[str, Status], failed: str) -> None:
+    for child in plan.children(failed):
+        if status[child].state == WAITING:
+            status[child] = Status(BLOCKED, f"needs {failed}, which {status[failed].state}")
+            _block_children(plan, status, child)
+
+
+def _work(step: Step, root: Path, threads: int) -> None:
+    import torch
+
+    from flgbench.steps import execute
+
+    torch.set_num_threads(threads)
+    execute(step, Store(root))
+
+
+def _quiet_worker() -> None:
+    import signal
+
+    # Ctrl-C belongs to the parent, which ends the workers; they must not print a traceback each.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def run_inline(plan: Plan, store: Store, on_change: Callable[[dict[str, Status]], None]) -> dict[str, Status]:
+    """One step after the other in this process: for tests and debugging."""
+    from flgbench.steps import execute
+
+    status = initial_status(plan, store)
+    while ready := next(iter(_ready(plan, status)), None):
+        status[ready.key] = Status(RUNNING)
+        on_change(status)
+        try:
+            execute(ready, store)
+            status[ready.key] = Status(DONE)
+        except Exception as error:
+            status[ready.key] = Status(FAILED, f"{type(error).__name__}: {error}")
+            _block_children(plan, status, ready.key)
+        on_change(status)
+    return status
+
+
+def run_local(
+    plan: Plan, store: Store, slots: int, cores: int, on_change: Callable[[dict[str, Status]], None]
+) -> dict[str, Status]:
+    """At most `slots` steps at a time, each with cores // slots threads; an exclusive one alone with all cores."""
+    status = initial_status(plan, store)
+    running: dict[Future, str] = {}
+    pool = _new_pool(slots)
+    try:
+        while True:
+            for step in _order(plan, _ready(plan, status)):
+                alone = any(plan.steps[k].exclusive for k in running.values())
+                if len(running) >= slots or alone or (step.exclusive and running):
+                    continue
+                # A step alone on the machine may use all of it; others share.
+                threads = cores if step.exclusive else max(1, cores // slots)
+                running[pool.submit(_work, step, store.root, threads)] = step.key
+                status[step.key] = Status(RUNNING)
+            on_change(status)
+            if not running:
+                break
+            finished, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
+            for future in finished:
+                key = running.pop(future)
+                error = future.exception()
+                status[key] = Status(DONE) if error is None else Status(FAILED, _explain(error))
+                if isinstance(error, BrokenProcessPool):
+                    # A worker was killed and its pool is lost: what else ran in it starts again in a new one.
+                    for other in running.values():
+                        status[other] = Status(WAITING)
+                    running.clear()
+                    pool = _new_pool(slots)
+                if status[key].state == FAILED:
+                    store.event(key, "failed", reason=status[key].reason)
+                    _block_children(plan, status, key)
+    finally:
+        for process in list((getattr(pool, "_processes", None) or {}).values()):
+            process.terminate()
+        pool.shutdown(wait=False, cancel_futures=True)
+    return status
+
+
+def _new_pool(slots: int) -> ProcessPoolExecutor:
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(slots, mp_context=context, initializer=_quiet_worker)
+
+
+def _order(plan: Plan, ready: Iterable[Step]) -> list[Step]:
+    # Training first: its children wait for it, while a sample or quality step can fill any gap.
+    rank = {"teacher": 0, "data": 1, "train": 2, "sample": 3, "quality": 4, "latency": 5}
+    return sorted(ready, key=lambda s: rank.get(s.kind, 9))
+
+
+def _explain(error: BaseException) -> str:
+    if isinstance(error, BrokenProcessPool):
+        return "the worker process was killed (out of memory, or by hand); run again to continue"
+    return f"{type(error).__name__}: {error}"

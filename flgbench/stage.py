@@ -1,0 +1,114 @@
+"""A stage: one trained or computed part of a method, run by the one loop in `flgbench.training`."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from flgbench.models.base import Condition, VideoModel
+from flgbench.settings import Settings
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Training clips: latents (B, C, T, H, W) and their condition; `generator` is the iteration's only randomness."""
+
+    latents: torch.Tensor
+    condition: Condition
+    generator: torch.Generator
+
+    def noise(self) -> torch.Tensor:
+        return torch.randn(self.latents.shape, generator=self.generator)
+
+    def uniform(self, low: float = 0.0, high: float = 1.0) -> torch.Tensor:
+        """(B,) uniforms in [low, high)."""
+        return low + (high - low) * torch.rand(len(self.latents), generator=self.generator)
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Encoded real clips, all in memory: latents (N, C, T, H, W) and conditions of N."""
+
+    latents: torch.Tensor
+    condition: Condition
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def batch(self, size: int, generator: torch.Generator) -> Batch:
+        index = torch.randint(len(self), (size,), generator=generator)
+        return Batch(self.latents[index], self.condition.select(index), generator)
+
+
+@dataclass(frozen=True)
+class Roles:
+    """What a stage may use: the frozen teacher, the data, and the artifacts of earlier stages by role."""
+
+    teacher: VideoModel
+    data: TrainingData
+    artifacts: Mapping[str, Path]
+
+    def model(self, role: str) -> VideoModel:
+        """A fresh model holding the denoiser of an earlier stage."""
+        return self.teacher.with_transformer(self.artifacts[role] / "transformer")
+
+    def json(self, role: str, file: str) -> Any:
+        return json.loads((self.artifacts[role] / file).read_text())
+
+
+class Stage(ABC):
+    """Base of all stages. `Settings` holds what changes its result; its artifact is `student()` or what `compute` wrote."""
+
+    Settings: ClassVar[type[Settings]]
+    version: ClassVar[int] = 1
+
+    def __init__(self, settings: Any, roles: Roles) -> None:
+        self.settings, self.roles = settings, roles
+
+
+class ComputedStage(Stage):
+    """A training-free stage."""
+
+    @abstractmethod
+    def compute(self, out: Path) -> None:
+        """Write the result into the folder `out`."""
+
+
+class TrainedStage(Stage):
+    """A stage that the training loop runs."""
+
+    ema_decay: float | None = None  # of the student's weights; None keeps none
+
+    @abstractmethod
+    def student(self) -> VideoModel:
+        """The model that is trained and saved."""
+
+    @abstractmethod
+    def modules(self) -> dict[str, nn.Module]:
+        """Everything with trained weights, by name, for checkpoints. The student's denoiser is 'student'."""
+
+    @abstractmethod
+    def train_step(self, batch: Batch, iteration: int) -> dict[str, torch.Tensor]:
+        """Named losses. 'loss' is differentiated; an optional 'clean' (B, C, T, H, W) is watched for collapse."""
+
+    @abstractmethod
+    def optimizers(self, iteration: int) -> list[torch.optim.Optimizer]:
+        """The optimisers that step in this iteration: alternating critics need nothing more."""
+
+    def all_optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """Every optimiser by name, for checkpoints."""
+        raise TypeError(f"{type(self).__name__} must name its optimisers")
+
+    def moves_student(self, iteration: int) -> bool:
+        """Whether this iteration changed the student (the EMA moves only then)."""
+        return True
+
+    def after_step(self, iteration: int, losses: dict[str, torch.Tensor]) -> None:
+        """Called after the optimisers stepped, for example to move a target network. May raise StageFailure."""

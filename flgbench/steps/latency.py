@@ -1,0 +1,100 @@
+"""Time all cells of a comparison in one process, interleaved condition by condition (evaluation.md 4.3).
+
+Per condition, in a seeded random order of cells: text and image encoding, denoising, decoding to uint8, each with the
+device synchronised on both sides. Warm-up repeats until three runs agree within 2 % (3 to 10 runs). Batch 1.
+"""
+
+from __future__ import annotations
+
+import random
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from flgbench.data import shapes
+from flgbench.models.base import VideoModel
+from flgbench.plan import Step
+from flgbench.sampling import SamplerSettings, generate
+from flgbench.steps.loading import load_denoiser, load_teacher, test_factors
+from flgbench.store import Store, write_json
+
+STAGES = ("text_s", "denoise_s", "decode_s", "end_to_end_s")
+
+
+def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
+    settings = step.settings
+    torch.set_num_threads(settings["threads"])
+    factors = test_factors(settings["pairs"])
+    images, captions = shapes.render(factors)[:, 0], shapes.captions(factors)
+    teacher = load_teacher(step)
+    models = {name: load_denoiser(step, store, f"student:{name}") for name in settings["samplers"]}
+    samplers = {name: SamplerSettings.model_validate(s) for name, s in settings["samplers"].items()}
+    reference = settings["reference"]
+
+    rows, warmups = [], {}
+    for name in samplers:
+        warmups[name] = warm_up(lambda name=name: time_clip(models[name], samplers[name], images[:1], captions[:1], 0))
+    order = random.Random(0)
+    for pair in range(settings["pairs"]):
+        names = list(samplers)
+        order.shuffle(names)
+        for name in names:
+            one = slice(pair, pair + 1)
+            times = time_clip(models[name], samplers[name], images[one], captions[one], pair)
+            rows += [{"cell": name, "condition": pair, "metric": k, "value": v} for k, v in times.items()]
+            if name == reference:
+                batched = time_clip(models[name], samplers[name], images[one], captions[one], pair, batched_cfg=True)
+                rows.append(
+                    {"cell": name, "condition": pair, "metric": "denoise_batched_cfg_s", "value": batched["denoise_s"]}
+                )
+        store.event(step.key, "progress", fraction=(pair + 1) / settings["pairs"])
+    # ru_maxrss is the process's highest resident memory, in KiB on Linux; all cells share the process.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    table = pd.DataFrame(rows).assign(sample=0, unit="s", higher_is_better=False, status="ok", reason="")
+    table.to_parquet(folder / "results.parquet")
+    write_json(folder / "warmups.json", warmups)
+    return {"process_peak_memory_mb": round(peak, 1), "teacher_parameters": teacher.n_parameters}
+
+
+def warm_up(once: Callable[[], dict[str, float]], least: int = 3, most: int = 10) -> int:
+    """Repeat until the last three end-to-end times agree within 2 %; returns the number of runs."""
+    seconds: list[float] = []
+    while len(seconds) < most:
+        seconds.append(once()["end_to_end_s"])
+        last = seconds[-3:]
+        if len(seconds) >= least and max(last) <= 1.02 * min(last):
+            break
+    return len(seconds)
+
+
+@torch.inference_mode()
+def time_clip(
+    model: VideoModel,
+    sampler: SamplerSettings,
+    image: torch.Tensor,
+    caption: list[str],
+    condition: int,
+    batched_cfg: bool = False,
+) -> dict[str, float]:
+    """Seconds of each stage for one clip."""
+    marks = [now()]
+    told = model.condition(image, caption)
+    marks.append(now())
+    latents, _ = generate(model, told, [(condition, 0)], sampler, batched_cfg)
+    marks.append(now())
+    model.decode(latents)
+    marks.append(now())
+    text, denoise, decode = (b - a for a, b in zip(marks[:-1], marks[1:], strict=True))
+    return dict(zip(STAGES, (text, denoise, decode, marks[-1] - marks[0]), strict=True))
+
+
+def now() -> float:
+    """Seconds, after everything queued on a device has finished."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()

@@ -1,0 +1,52 @@
+"""Make the clips of one cell: denoise with the student or teacher, or let a control generate them; decode; store uint8."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from flgbench.contracts import EvaluationBatch
+from flgbench.data import shapes
+from flgbench.plan import Step
+from flgbench.registry import resolve
+from flgbench.sampling import SamplerSettings, generate
+from flgbench.steps.loading import identities, load_clips, load_denoiser, test_factors
+from flgbench.store import Store, write_json
+
+CLIPS_AT_ONCE = 16
+
+
+def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
+    settings = step.settings
+    model = load_denoiser(step, store, "student")
+    data = load_clips(store.path(step.inputs["data"]))
+    ids = identities(settings["conditions"], settings["repeated_conditions"])
+    sampler = SamplerSettings.model_validate(settings["sampler"]) if "sampler" in settings else None
+    if sampler is None:
+        preset = resolve_family_preset(step)
+        baseline = resolve(settings["baseline"])(preset)
+        truth = shapes.render(test_factors(settings["conditions"]))
+    videos, nfe = [], 0
+    for start in range(0, len(ids), CLIPS_AT_ONCE):
+        chosen = ids[start : start + CLIPS_AT_ONCE]
+        index = torch.tensor([c for c, _ in chosen])
+        condition = data.condition.select(index)
+        if sampler is None:
+            batch = EvaluationBatch(condition, truth[index, 0], truth[index], chosen)
+            videos.append(baseline.generate(model, batch))
+        else:
+            latents, nfe = generate(model, condition, chosen, sampler)
+            videos.append(model.decode(latents))
+        store.event(step.key, "progress", fraction=min(1.0, (start + CLIPS_AT_ONCE) / len(ids)))
+    save_file({"video": torch.cat(videos).contiguous()}, folder / "videos.safetensors")
+    write_json(folder / "identities.json", ids)
+    return {"nfe": nfe, "parameters": model.n_parameters, "blocks": len(model.blocks)}
+
+
+def resolve_family_preset(step: Step):
+    from flgbench.registry import registry
+
+    return registry("families").get(step.settings["model"])().preset(step.settings["scale"])

@@ -1,0 +1,45 @@
+"""Run one stage of a method: the training loop for a trained one, `compute` for a training-free one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from flgbench.plan import Step
+from flgbench.registry import resolve
+from flgbench.stage import ComputedStage, Roles, TrainedStage
+from flgbench.steps.loading import load_clips, load_teacher
+from flgbench.store import Store
+from flgbench.training import LoopSettings, train
+
+
+def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
+    cls = resolve(step.settings["stage"])
+    teacher = load_teacher(step)
+    data = load_clips(store.path(step.inputs["data"]))
+    teacher.tally.passes = 0.0
+    roles = Roles(teacher, data, {role: store.path(key) for role, key in step.inputs.items()})
+    stage = cls(cls.Settings.model_validate(step.settings["settings"]), roles)
+    if isinstance(stage, ComputedStage):
+        stage.compute(folder)
+        return {"passes": teacher.tally.passes}
+    assert isinstance(stage, TrainedStage)
+
+    def log(**line: float) -> None:
+        with (folder / "curve.jsonl").open("a") as file:
+            file.write(json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in line.items()}) + "\n")
+        store.event(step.key, "progress", fraction=line["fraction"], loss=round(line["loss"], 5))
+
+    settings = LoopSettings.model_validate(step.settings["loop"])
+    facts = train(stage, data, settings, teacher.tally, folder / "work", log)
+    student = stage.student()
+    student.save(folder / "transformer")
+    _drop_repeated_lines(folder / "curve.jsonl")
+    return facts | {"parameters": student.n_parameters, "blocks": len(student.blocks)}
+
+
+def _drop_repeated_lines(path: Path) -> None:
+    """A resumed run logs again what came after its checkpoint: keep the last line of each iteration."""
+    lines = {json.loads(line)["iteration"]: line for line in path.read_text().splitlines()}
+    path.write_text("\n".join(lines[i] for i in sorted(lines)) + "\n")

@@ -1,0 +1,23 @@
+"""DMD2: improved distribution matching distillation (arXiv 2405.14867)."""
+
+from __future__ import annotations
+
+from flgbench.contracts import Method, StageSpec
+from flgbench.sampling import SamplerSettings
+from methods.parts.distribution_matching import DistributionMatching, MatchSettings
+
+
+class DMD2(Method):
+    """Distribution matching with two time scales: the teacher's 50 guided steps become 4 passes of a dense student."""
+
+    label = "DMD2"
+    family = "step"
+    changes = "steps: 50 x CFG to 4 passes"
+    Settings = MatchSettings
+
+    def stages(self) -> list[StageSpec]:
+        return [StageSpec("match", DistributionMatching, self.settings, budget_share=1.0)]
+
+    def sampler(self) -> SamplerSettings:
+        times = self.settings.times
+        return SamplerSettings(kind="renoise", num_inference_steps=len(times), times=times)

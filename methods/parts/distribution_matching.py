@@ -1,0 +1,167 @@
+"""Distribution matching distillation with two time scales (DMD2, arXiv 2405.14867; methods.md 3), on any student.
+
+One stage serves DMD2 and FastLightGen's third: they differ in the student (dense or with blocks deleted) and in the
+teacher (classifier-free guidance beta1 alone, or with the intra-guidance beta2 of the dense over the pruned pass).
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from flgbench import flow
+from flgbench.models.base import Condition, VideoModel
+from flgbench.settings import Settings
+from flgbench.stage import Batch, Roles, TrainedStage
+from methods.parts.adversarial import FeatureDiscriminator, discriminator_loss, generator_loss
+
+
+class MatchSettings(Settings):
+    """Distribution matching. Times are those of the few-step sampler, before the final 0."""
+
+    times: tuple[float, ...] = Field((1.0, 0.9, 0.75, 0.5), description="INFERRED: the paper's 4 timesteps unknown")
+    lr: float = Field(5e-5, gt=0, description="INFERRED at this scale; DMD2's SDXL and FastLightGen's 14B use 5e-7")
+    fake_lr: float = Field(1e-4, gt=0, description="INFERRED at this scale")
+    fake_updates: int = Field(3, ge=1, description="INFERRED at this scale: critic updates per student update; DMD2: 5")
+    beta1: float = Field(3.5, ge=0, description="guidance over the negative caption, standard w")
+    beta1_spread: float = Field(0.0, ge=0, description="beta1 ~ U(beta1 - spread, beta1 + spread) in each iteration")
+    beta2: float = Field(0.0, ge=0, description="guidance of the dense over the pruned teacher; 0 is plain DMD2")
+    beta2_spread: float = Field(0.0, ge=0, description="beta2 ~ U(beta2 - spread, beta2 + spread) in each iteration")
+    shift: float = Field(3.0, gt=0, description="INFERRED: shift of the renoising times")
+    backward_simulation: bool = Field(True, description="train on the student's own intermediate samples; DMD2 §4.5")
+    gan_weight: float = Field(0.0, ge=0, description="weight of the adversarial term on teacher features; off as in [P]")
+
+
+def well_guided_velocity(
+    dense: torch.Tensor,
+    unconditional: torch.Tensor,
+    pruned: torch.Tensor | None,
+    beta1: torch.Tensor | float,
+    beta2: torch.Tensor | float,
+) -> torch.Tensor:
+    """F(c0) + beta1 (F(c) - F(c0)) + beta2 (F(c) - P(c)): INFERRED form of FastLightGen's teacher (methods.md 2.3)."""
+    guided = flow.guide(dense, unconditional, beta1)
+    return guided if pruned is None else guided + flow.per_clip(beta2, dense) * (dense - pruned)
+
+
+def matching_gradient(clean: torch.Tensor, fake: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    """g = (f - r) / mean |x_g - r|, the mean per clip over all other dimensions, in fp32 (DMD eq. 7-8)."""
+    scale = (clean - real).abs().flatten(1).mean(1).clamp_min(1e-6)
+    return (fake - real) / flow.per_clip(scale, clean)
+
+
+def matching_loss(clean: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """0.5 ||x_g - sg(x_g - g)||^2, a mean: its gradient with respect to x_g is g / numel."""
+    return 0.5 * (clean - (clean - gradient).detach()).pow(2).mean()
+
+
+class DistributionMatching(TrainedStage):
+    """Roles: 'recovered' (optional) holds the weights everything starts from, otherwise the teacher's; 'importance'
+    (optional) the blocks that the student loses and the pruned teacher skips."""
+
+    Settings = MatchSettings
+
+    def __init__(self, settings: MatchSettings, roles: Roles) -> None:
+        super().__init__(settings, roles)
+        self.real = roles.model("recovered") if "recovered" in roles.artifacts else roles.teacher
+        pruned = "importance" in roles.artifacts
+        self.redundant: list[int] = roles.json("importance", "importance.json")["redundant"] if pruned else []
+        self.generator = self.real.without_blocks(self.redundant).requires_grad_(True)
+        self.fake = self.real.copy().requires_grad_(True)
+        self.times = torch.tensor([*settings.times, 0.0])
+        self.discriminator = FeatureDiscriminator(self.real) if settings.gan_weight > 0 else None
+
+        def adam(module: nn.Module, lr: float) -> torch.optim.Optimizer:
+            return torch.optim.AdamW(module.parameters(), lr=lr, betas=(0.0, 0.999), weight_decay=0.01)
+
+        self._optimizers = {
+            "student": adam(self.generator.transformer, settings.lr),
+            "fake": adam(self.fake.transformer, settings.fake_lr),
+        }
+        if self.discriminator:
+            self._optimizers["discriminator"] = adam(self.discriminator, settings.fake_lr)
+
+    def student(self) -> VideoModel:
+        return self.generator
+
+    def modules(self) -> dict[str, nn.Module]:
+        modules: dict[str, nn.Module] = {"student": self.generator.transformer, "fake": self.fake.transformer}
+        return modules | ({"discriminator": self.discriminator} if self.discriminator else {})
+
+    def all_optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return self._optimizers
+
+    def moves_student(self, iteration: int) -> bool:
+        # The critic goes first: it must know the student's samples before its score means anything.
+        return iteration % (self.settings.fake_updates + 1) == self.settings.fake_updates
+
+    def optimizers(self, iteration: int) -> list[torch.optim.Optimizer]:
+        if self.moves_student(iteration):
+            return [self._optimizers["student"]]
+        return [o for name, o in self._optimizers.items() if name != "student"]
+
+    def train_step(self, batch: Batch, iteration: int) -> dict[str, torch.Tensor]:
+        if self.moves_student(iteration):
+            return self._student_step(batch)
+        return self._critic_step(batch)
+
+    def _critic_step(self, batch: Batch) -> dict[str, torch.Tensor]:
+        with torch.no_grad():
+            clean = self.sample_student(batch)
+        x_t, t, noise = self._renoise(clean, batch)
+        velocity = self.fake.velocity(x_t, t, batch.condition)
+        loss = (velocity - flow.velocity_target(clean, noise)).pow(2).mean()
+        losses = {"loss": loss, "fake": loss.detach()}
+        if self.discriminator:
+            real_t = flow.interpolate(batch.latents, noise, t)
+            loss_d = discriminator_loss(
+                self.discriminator(x_t, t, batch.condition), self.discriminator(real_t, t, batch.condition)
+            )
+            losses |= {"loss": loss + loss_d, "discriminator": loss_d.detach()}
+        return losses
+
+    def _student_step(self, batch: Batch) -> dict[str, torch.Tensor]:
+        clean = self.sample_student(batch)
+        x_t, t, _ = self._renoise(clean, batch)
+        with torch.no_grad():
+            real = flow.clean_estimate(x_t, t, self.real_velocity(x_t, t, batch.condition, batch))
+            fake = flow.clean_estimate(x_t, t, self.fake.velocity(x_t, t, batch.condition))
+            gradient = matching_gradient(clean, fake, real)
+        loss = matching_loss(clean, gradient)
+        losses = {"loss": loss, "gradient_rms": gradient.pow(2).mean().sqrt(), "clean": clean}
+        if self.discriminator:
+            loss_g = generator_loss(self.discriminator(x_t, t, batch.condition))
+            losses |= {"loss": loss + self.settings.gan_weight * loss_g, "adversarial": loss_g.detach()}
+        return losses
+
+    def sample_student(self, batch: Batch) -> torch.Tensor:
+        """Clean estimate of the student at a random step of its sampler; the gradient flows through that step only."""
+        last = int(torch.randint(len(self.settings.times), (1,), generator=batch.generator))
+        if self.settings.backward_simulation:
+            x = batch.noise()
+            with torch.no_grad():
+                for t, s in zip(self.times[:last], self.times[1 : last + 1], strict=True):
+                    x = flow.interpolate(self._clean(x, t, batch.condition), batch.noise(), s)
+        else:
+            x = flow.interpolate(batch.latents, batch.noise(), self.times[last])
+        return self._clean(x, self.times[last], batch.condition)
+
+    def _clean(self, x: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
+        return flow.clean_estimate(x, t, self.generator.velocity(x, t.expand(len(x)), condition))
+
+    def _renoise(self, clean: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        noise = batch.noise()
+        t = flow.shift(batch.uniform(0.02, 0.98), self.settings.shift)
+        return flow.interpolate(clean, noise, t), t, noise
+
+    def real_velocity(self, x: torch.Tensor, t: torch.Tensor, condition: Condition, batch: Batch) -> torch.Tensor:
+        """The guided teacher with this iteration's coefficients."""
+        s = self.settings
+        beta1 = batch.uniform(s.beta1 - s.beta1_spread, s.beta1 + s.beta1_spread)
+        beta2 = batch.uniform(s.beta2 - s.beta2_spread, s.beta2 + s.beta2_spread)
+        dense = self.real.velocity(x, t, condition)
+        unconditional = self.real.velocity(x, t, condition.unconditional())
+        weak = s.beta2 > 0 and bool(self.redundant)
+        pruned = self.real.velocity(x, t, condition, self.redundant) if weak else None
+        return well_guided_velocity(dense, unconditional, pruned, beta1, beta2)

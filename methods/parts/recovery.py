@@ -1,0 +1,102 @@
+"""Dynamic probabilistic pruning: one set of weights that works with and without the redundant blocks.
+
+FastLightGen stage II (methods.md 2.2): L = alpha ||f(x_t; skip m) - sg f(x_t)||^2 + (1 - alpha) L_GT, m_b ~ Bernoulli(p).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from flgbench import flow
+from flgbench.errors import StageFailure
+from flgbench.models.base import VideoModel
+from flgbench.settings import Settings
+from flgbench.stage import Batch, Roles, TrainedStage
+
+
+class RecoverySettings(Settings):
+    """Defaults of the paper (2603.01685) where known."""
+
+    alpha: float = Field(1.0, ge=0, le=1, description="weight of distillation against ground truth; paper Table 4: 1")
+    skip_probability: float = Field(0.5, gt=0, le=1, description="paper: Bernoulli(0.5)")
+    target: Literal["teacher", "self"] = Field(
+        "teacher", description="INFERRED: the dense pass that is imitated, frozen teacher's or the trained weights' own"
+    )
+    lr: float = Field(2e-4, gt=0, description="INFERRED at this scale; the paper trains 14B at 1e-5")
+    shift: float = Field(3.0, gt=0, description="INFERRED: training times are uniform, then shifted as the teacher's")
+    drift_limit: float = Field(
+        1.5, gt=1, description="INFERRED: the stage fails when the dense loss exceeds this many times its first value"
+    )
+
+
+def recovery_loss(
+    pruned: torch.Tensor, dense: torch.Tensor, truth: torch.Tensor, alpha: float
+) -> dict[str, torch.Tensor]:
+    """The two squared errors of the pruned velocity, against the dense one (no gradient) and the truth, and their mix."""
+    distillation = (pruned - dense.detach()).pow(2).mean()
+    ground_truth = (pruned - truth).pow(2).mean()
+    return {
+        "loss": alpha * distillation + (1 - alpha) * ground_truth,
+        "distillation": distillation.detach(),
+        "ground_truth": ground_truth.detach(),
+    }
+
+
+class Recovery(TrainedStage):
+    """Trains a dense copy of the teacher while the redundant blocks (role 'importance') are skipped at random."""
+
+    Settings = RecoverySettings
+    DRIFT_EVERY = 20
+
+    def __init__(self, settings: RecoverySettings, roles: Roles) -> None:
+        super().__init__(settings, roles)
+        self.redundant: list[int] = roles.json("importance", "importance.json")["redundant"]
+        self.model = roles.teacher.copy().requires_grad_(True)
+        self.optimizer = torch.optim.AdamW(
+            self.model.transformer.parameters(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=0.01
+        )
+        self.first_dense_loss: float | None = None
+
+    def student(self) -> VideoModel:
+        return self.model
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {"student": self.model.transformer}
+
+    def optimizers(self, iteration: int) -> list[torch.optim.Optimizer]:
+        return [self.optimizer]
+
+    def all_optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {"student": self.optimizer}
+
+    def train_step(self, batch: Batch, iteration: int) -> dict[str, torch.Tensor]:
+        noise = batch.noise()
+        t = flow.shift(batch.uniform(), self.settings.shift)
+        x_t = flow.interpolate(batch.latents, noise, t)
+        truth = flow.velocity_target(batch.latents, noise)
+        draws = torch.rand(len(self.redundant), generator=batch.generator)
+        skip = [b for b, u in zip(self.redundant, draws, strict=True) if u < self.settings.skip_probability]
+        with torch.no_grad():
+            own_target = self.settings.target == "self"
+            dense = (self.model if own_target else self.roles.teacher).velocity(x_t, t, batch.condition)
+            dense_loss = (dense - truth).pow(2).mean()
+            if not own_target and iteration % self.DRIFT_EVERY == 0:
+                dense_loss = (self.model.velocity(x_t, t, batch.condition) - truth).pow(2).mean()
+        losses = recovery_loss(self.model.velocity(x_t, t, batch.condition, skip), dense, truth, self.settings.alpha)
+        if own_target or iteration % self.DRIFT_EVERY == 0:
+            losses["dense_ground_truth"] = dense_loss
+        return losses
+
+    def after_step(self, iteration: int, losses: dict[str, torch.Tensor]) -> None:
+        if "dense_ground_truth" not in losses:
+            return
+        dense = losses["dense_ground_truth"].item()
+        self.first_dense_loss = self.first_dense_loss or dense
+        if dense > self.settings.drift_limit * max(self.first_dense_loss, 0.1):
+            raise StageFailure(
+                "drifting", f"the dense loss went from {self.first_dense_loss:.3f} to {dense:.3f} by {iteration}"
+            )

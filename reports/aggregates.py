@@ -1,0 +1,245 @@
+"""Numbers derived from the tidy table: estimates with intervals, speed-ups, verdicts. Pure functions of `RunData`.
+
+Intervals are at 95 %. Per-sample metrics are bootstrapped over conditions (BCa); latencies are medians with the
+distribution-free interval of order statistics; speed-ups are paired by condition (geometric mean, t-interval on log
+ratios). Bootstraps cost time, so `estimate`, `speedups` and `verdict` remember their answers in `RunData.memory`.
+A missing number stays missing, with its reason.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from typing import Literal, ParamSpec, TypeVar, cast
+
+import numpy as np
+import pandas as pd
+
+from flgbench.metrics.stats import Interval, bootstrap_difference, bootstrap_mean, speedup
+from reports.catalogue import HEADLINE, LATENCY_KEYS, times
+from reports.data import Cell, RunData
+
+P = ParamSpec("P")
+R = TypeVar("R")
+KEEP = 0.99  # a method may win only at this share of the teacher's quality
+Answer = Literal["wins", "indistinguishable", "below", "reference", "control", "undecided", "failed"]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One cell × metric. `value` is None when missing, then `reason` says why. `n` counts numbers, `missing` the rest."""
+
+    cell: str
+    metric: str
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+    missing: int = 0
+    reason: str = ""
+
+    @property
+    def has_interval(self) -> bool:
+        return self.low is not None and self.high is not None
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A speed-up over the reference; `value` is None when it was not measured, then `reason` says why."""
+
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+    reason: str = ""
+
+    def text(self) -> str:
+        if self.value is None:
+            return "not measured"
+        if self.low is None or self.high is None:
+            return times(self.value)
+        return f"{times(self.value)} [{times(self.low)[:-1]}, {times(self.high)[:-1]}]"
+
+
+@dataclass(frozen=True)
+class Speedups:
+    nominal: Ratio
+    denoise: Ratio
+    end_to_end: Ratio
+    denoise_batched: Ratio  # against the reference with both CFG passes in one batch
+
+
+@dataclass(frozen=True)
+class Verdict:
+    answer: Answer
+    why: str
+    difference: Interval | None = None  # headline metric, cell minus reference, paired
+
+
+def rows(run: RunData, cell: str, metric: str) -> pd.DataFrame:
+    """All rows of one cell × metric."""
+    table = run.results
+    return table[(table["cell"] == cell) & (table["metric"] == metric)]
+
+
+def median_interval(values: np.ndarray) -> tuple[float, float, float]:
+    """Median and its distribution-free interval (order statistics, coverage at least 95 %), NaN bounds below n = 6."""
+    ordered = np.sort(values)
+    n = len(ordered)
+    median = float(np.median(ordered))
+    tail, rank = 0.0, 0
+    while rank < n // 2:  # the largest rank r with P(Binomial(n, 1/2) < r) <= 2.5 %
+        tail += math.comb(n, rank) / 2**n
+        if tail > 0.025:
+            break
+        rank += 1
+    if rank == 0:
+        return median, math.nan, math.nan
+    return median, float(ordered[rank - 1]), float(ordered[n - rank])
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _why_missing(cell: Cell, found: pd.DataFrame) -> str:
+    if cell.failed:
+        return f"{cell.status}: {cell.reason or 'no reason recorded'}"
+    reasons = sorted({str(r) for r in found["reason"] if r is not None and r == r and str(r)})
+    return "; ".join(reasons) or "not measured"
+
+
+def _remembered(function: Callable[P, R]) -> Callable[P, R]:
+    """Remember the answers of a pure function whose first argument is a run and whose others have a `repr`."""
+
+    @wraps(function)
+    def answer(*args: P.args, **kwargs: P.kwargs) -> R:
+        run, *rest = args
+        assert isinstance(run, RunData) and not kwargs
+        key = (function.__name__, *(part.cell if isinstance(part, Cell) else part for part in rest))
+        if key not in run.memory:
+            run.memory[key] = function(*args, **kwargs)
+        return cast(R, run.memory[key])
+
+    return answer
+
+
+@_remembered
+def estimate(run: RunData, cell: str, metric: str) -> Estimate:
+    """One number for one cell × metric. Infinite values (the PSNR of identical frames) stay, without an interval."""
+    found = rows(run, cell, metric)
+    ok = found[found["status"] == "ok"]
+    missing = len(found) - len(ok)
+    if ok.empty:
+        return Estimate(cell, metric, missing=missing, reason=_why_missing(run.cell(cell), found))
+    values = ok["value"].to_numpy(float)
+    conditions = ok["condition"].to_numpy(int)
+    partly = f"{missing} of {len(found)} missing: {_why_missing(run.cell(cell), found)}" if missing else ""
+    if (conditions < 0).all() or not np.isfinite(values).all():
+        return Estimate(cell, metric, float(values.mean()), None, None, len(values), missing, partly)
+    if metric in LATENCY_KEYS:
+        value, low, high = median_interval(values)
+    else:
+        interval = bootstrap_mean(values, conditions)
+        value, low, high = interval.value, interval.low, interval.high
+    return Estimate(cell, metric, value, _finite(low), _finite(high), len(values), missing, partly)
+
+
+def paired(run: RunData, cell: str, reference: str, metric: str, of_reference: str | None = None) -> pd.DataFrame:
+    """Rows where both have a number: columns condition, sample, value, reference."""
+    mine = rows(run, cell, metric)
+    theirs = rows(run, reference, of_reference or metric)
+    keys = ["condition", "sample"]
+    left = mine[mine["status"] == "ok"][[*keys, "value"]]
+    right = theirs[theirs["status"] == "ok"][[*keys, "value"]].rename(columns={"value": "reference"})
+    return left.merge(right, on=keys, validate="one_to_one")
+
+
+def _measured_ratio(run: RunData, cell: Cell, metric: str, of_reference: str | None = None) -> Ratio:
+    reference = run.reference
+    if reference is None:
+        return Ratio(reason="the run has no reference cell")
+    pairs = paired(run, cell.cell, reference.cell, metric, of_reference)
+    if pairs.empty:
+        mine, theirs = estimate(run, cell.cell, metric), estimate(run, reference.cell, of_reference or metric)
+        reasons = [mine.reason] if mine.value is None else []
+        reasons += [f"reference: {theirs.reason}"] if theirs.value is None else []
+        return Ratio(reason="; ".join(reasons) or "no condition in common with the reference")
+    # Repeats of a condition are not independent: their ratios are averaged (on the log scale) before pairing.
+    logs = np.log(pairs[["reference", "value"]]).groupby(pairs["condition"]).mean()
+    interval = speedup(np.exp(logs["reference"].to_numpy()), np.exp(logs["value"].to_numpy()))
+    reason = "one pair only: no interval" if interval.n == 1 else ""
+    return Ratio(interval.value, _finite(interval.low), _finite(interval.high), interval.n, reason)
+
+
+def nominal(run: RunData, cell: Cell) -> Ratio:
+    """(NFE × kept blocks) of the reference over that of the cell: arithmetic, nothing measured."""
+    reference = run.reference
+    if reference is None or not reference.nfe or not reference.kept_blocks:
+        return Ratio(reason="the run has no reference with NFE and kept blocks")
+    if not cell.nfe or not cell.kept_blocks:
+        return Ratio(reason="no network passes")
+    return Ratio(reference.nfe * reference.kept_blocks / (cell.nfe * cell.kept_blocks))
+
+
+@_remembered
+def speedups(run: RunData, cell: Cell) -> Speedups:
+    """The three speed-ups over the reference, and the one over its batched CFG."""
+    return Speedups(
+        nominal=nominal(run, cell),
+        denoise=_measured_ratio(run, cell, "denoise_s"),
+        end_to_end=_measured_ratio(run, cell, "end_to_end_s"),
+        denoise_batched=_measured_ratio(run, cell, "denoise_s", "denoise_batched_cfg_s"),
+    )
+
+
+@_remembered
+def verdict(run: RunData, cell: Cell) -> Verdict:
+    """Does the cell keep 99 % of the reference's headline quality, beyond doubt, and run faster?
+
+    `wins`: the interval of the paired difference lies at or above −1 % of the reference, and the denoise speed-up's
+    above 1. `below`: the interval of the difference lies below −1 %. Otherwise `indistinguishable`.
+    """
+    if cell.kind == "control":
+        return Verdict("control", "shown to read the others, not ranked")
+    if cell.failed:
+        return Verdict("failed", f"{cell.status}: {cell.reason or 'no reason recorded'}")
+    reference = run.reference
+    if cell.kind == "reference" or reference is None:
+        return Verdict("reference", "what the others are compared with") if reference else _undecided("no reference")
+    pairs = paired(run, cell.cell, reference.cell, HEADLINE)
+    if pairs["condition"].nunique() < 2:
+        return _undecided(estimate(run, cell.cell, HEADLINE).reason or "fewer than two conditions in common")
+    conditions = pairs["condition"].to_numpy(int)
+    difference = bootstrap_difference(
+        pairs["value"].to_numpy(float), conditions, pairs["reference"].to_numpy(float), conditions
+    )
+    allowed = -(1 - KEEP) * float(pairs.groupby("condition")["reference"].mean().mean())
+    spoken = f"{HEADLINE} {100 * difference.value:+.1f} points [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+    if difference.high < allowed:
+        return Verdict("below", f"{spoken}: under 99 % of the reference", difference)
+    if difference.low < allowed:
+        return Verdict("indistinguishable", f"{spoken}: 99 % of the reference is inside the interval", difference)
+    speed = speedups(run, cell).denoise
+    if speed.low is None or speed.low <= 1:
+        return Verdict("indistinguishable", f"{spoken}: kept, but not shown to be faster ({speed.text()})", difference)
+    return Verdict("wins", f"{spoken}: at least 99 % of the reference, {speed.text()} faster", difference)
+
+
+def _undecided(why: str) -> Verdict:
+    return Verdict("undecided", why)
+
+
+def ordered_cells(run: RunData) -> list[Cell]:
+    """Real, VAE round trip, other controls that use no network, reference, methods, baselines, frozen image last."""
+    first = {"real": 0, "vae_round_trip": 1}
+    last = {"frozen_image": 9}
+    kinds = {"reference": 3, "method": 4, "baseline": 5, "control": 8}
+
+    def place(item: tuple[int, Cell]) -> tuple[int, int]:
+        index, cell = item
+        return first.get(cell.cell, last.get(cell.cell, kinds[cell.kind])), index
+
+    return [cell for _, cell in sorted(enumerate(run.cells), key=place)]

@@ -1,0 +1,157 @@
+"""Main table: every cell's quality against the truth, and its speed, with intervals (Markdown, CSV, LaTeX).
+
+Quality is split in two printed tables (accuracy, fidelity) and speed is the third, so that each fits a page's width; the
+CSV holds all columns in one. Best is bold and second underlined among reference, methods and baselines; controls (real
+clips, VAE round trip, frozen image) are shown to read the others and are not ranked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from reports.aggregates import Estimate, Ratio, estimate, ordered_cells, speedups, verdict
+from reports.catalogue import ACCURACY, BY_KEY, FIDELITY, Shown, times
+from reports.data import Cell, RunData
+from reports.tables import Column, Entry, Row, Table, write
+
+RANKED = ("reference", "method", "baseline")
+LEGEND = (
+    "Bold: best; underlined: second, among reference, methods and baselines, on printed digits. "
+    "Brackets: 95 % intervals, clustered by condition."
+)
+
+
+def build(run: RunData, out: Path) -> list[Path]:
+    """Write tables/main.md, main.csv and one .tex each of accuracy, fidelity and speed."""
+    return write(tables(run), out / "tables", "main")
+
+
+def tables(run: RunData) -> list[Table]:
+    """Accuracy, fidelity and speed."""
+    return [accuracy(run), fidelity(run), speed(run)]
+
+
+def accuracy(run: RunData) -> Table:
+    """Shares of samples that are right, and the verdict."""
+    columns = [
+        Column("nfe", "NFE", meaning="network passes for one clip; guidance counts two"),
+        *(_column(s) for s in ACCURACY),
+        Column("verdict", "Verdict", meaning="wins: at least 99 % of the reference's joint accuracy, and faster, by interval"),
+    ]
+    rows = []
+    for cell in ordered_cells(run):
+        entries = {s.key: _entry(s, estimate(run, cell.cell, s.key)) for s in ACCURACY}
+        answer = verdict(run, cell)
+        spoken = "" if answer.answer in ("control", "failed") else answer.answer
+        note = answer.why if answer.answer in ("failed", "undecided") else ""
+        entries |= {"nfe": _count(cell.nfe, cell), "verdict": Entry(text=spoken, note=note)}
+        rows.append(Row(cell.cell, cell.label, cell.kind, entries))
+    legend = LEGEND + (
+        " Verdict: 'wins' only when the paired interval of the joint accuracy lies at or above 99 % of the reference and the "
+        "denoise speed-up's above 1; 'below' when it lies under 99 %."
+    )
+    caption = "Accuracy against the known truth: share of samples with every captioned factor right."
+    return _ranked("accuracy", "Accuracy", caption, columns, rows, list(ACCURACY), legend)
+
+
+def fidelity(run: RunData) -> Table:
+    """Trajectory, motion, image quality and diversity."""
+    columns = [*(_column(s) for s in FIDELITY), Column("mmd_p", "MMD p", meaning=BY_KEY["mmd_p"].meaning)]
+    shown = [*FIDELITY, BY_KEY["mmd_p"]]
+    rows = [
+        Row(c.cell, c.label, c.kind, {s.key: _entry(s, estimate(run, c.cell, s.key)) for s in shown})
+        for c in ordered_cells(run)
+    ]
+    caption = "Motion, image fidelity and diversity. Motion ratio and sharpness are best at 1."
+    return _ranked("fidelity", "Fidelity and diversity", caption, columns, rows, shown, LEGEND)
+
+
+def speed(run: RunData) -> Table:
+    """Latency medians, the three speed-ups and the training budget."""
+    reference = run.reference
+    slowest = estimate(run, reference.cell, "end_to_end_s").value if reference else None
+    unit, scale = ("s", 1.0) if slowest is not None and slowest >= 10 else ("ms", 1000.0)
+    latency = [
+        replace(BY_KEY[key], unit=unit, scale=scale, decimals=2 if unit == "s" else 1)
+        for key in ("denoise_s", "end_to_end_s")
+    ]
+    up = "geometric mean over paired conditions, reference time over this time"
+    columns = [
+        Column("nfe", "NFE", meaning="network passes for one clip; guidance counts two"),
+        Column("kept", "Kept", "params / blocks", meaning="share of the teacher's parameters and blocks that remain"),
+        *(_column(s) for s in latency),
+        Column("nominal", "Nominal", "speed-up", "↑", "(NFE × kept blocks) of the reference over this one's: arithmetic"),
+        Column("denoise", "Denoise", "speed-up", "↑", f"denoising loop only; {up}"),
+        Column("end_to_end", "End to end", "speed-up", "↑", f"text, denoising and decoding; {up}"),
+        Column("peak_memory_mb", "Memory", "MB", "↓", BY_KEY["peak_memory_mb"].meaning),
+        Column("training_passes", "Training", "passes", "", "network passes spent on training"),
+    ]
+    rows = []
+    for cell in ordered_cells(run):
+        ups = speedups(run, cell)
+        entries = {s.key: _entry(s, estimate(run, cell.cell, s.key)) for s in (*latency, BY_KEY["peak_memory_mb"])}
+        entries |= {
+            "nfe": _count(cell.nfe, cell),
+            "kept": _kept(cell),
+            "nominal": _ratio(ups.nominal),
+            "denoise": _ratio(ups.denoise),
+            "end_to_end": _ratio(ups.end_to_end),
+            "training_passes": _count(cell.training_passes, cell),
+        }
+        if cell.kind == "control" and cell.nfe is None and not cell.failed:
+            entries = {k: replace(e, note="no network") if not e.text else e for k, e in entries.items()}
+        rows.append(Row(cell.cell, cell.label, cell.kind, entries))
+    high = [Shown(key, "", "", 1, 2, "high", "") for key in ("nominal", "denoise", "end_to_end")]
+    legend = LEGEND.replace("clustered by condition", "order statistics for medians, paired by condition for speed-ups")
+    caption = "Speed. Latencies are medians for one clip; speed-ups are over the reference."
+    return _ranked("speed", "Speed", caption, columns, rows, [*latency, *high], legend)
+
+
+def _column(s: Shown) -> Column:
+    return Column(s.key, s.title, s.unit, s.arrow, s.meaning)
+
+
+def _entry(s: Shown, e: Estimate) -> Entry:
+    low, high = (s.text(x) if e.has_interval else "" for x in (e.low, e.high))
+    return Entry(s.text(e.value), e.value, e.low, e.high, low, high, e.n or None, e.reason)
+
+
+def _ratio(r: Ratio) -> Entry:
+    if r.value is None:
+        return Entry(note=r.reason)
+    low, high = (times(x)[:-1] if x is not None else "" for x in (r.low, r.high))
+    return Entry(times(r.value), r.value, r.low, r.high, low, high, r.n or None, r.reason)
+
+
+def _count(number: int | None, cell: Cell) -> Entry:
+    if number is not None:
+        return Entry(f"{number:,}".replace(",", " "), float(number))
+    return Entry(note="no network" if cell.kind == "control" else "not recorded")
+
+
+def _kept(cell: Cell) -> Entry:
+    parts = [f"{100 * x:.0f} %" if x is not None else "—" for x in (cell.kept_parameters, cell.kept_blocks)]
+    if cell.kept_parameters is None and cell.kept_blocks is None:
+        return _count(None, cell)
+    return Entry(" / ".join(parts), cell.kept_blocks)
+
+
+def _ranked(
+    name: str, title: str, caption: str, columns: list[Column], rows: list[Row], shown: list[Shown], legend: str
+) -> Table:
+    """The table with best and second marked per column, ties included; a cell that failed is not ranked."""
+    failed = {r.key for r in rows if any(e.note.startswith(("failed", "blocked", "skipped")) for e in r.entries.values())}
+    for s in shown:
+        if s.best is None:
+            continue
+        values = {r.key: r.entries[s.key].value for r in rows if r.kind in RANKED and r.key not in failed}
+        distances = {key: s.distance(value) for key, value in values.items() if value is not None}
+        places = sorted(set(distances.values()))[:2]
+        if len(distances) < 2:
+            continue
+        for row in rows:
+            if row.key in distances and distances[row.key] in places:
+                rank = 1 if distances[row.key] == places[0] else 2
+                row.entries[s.key] = replace(row.entries[s.key], rank=rank)
+    return Table(name, title, caption, tuple(columns), tuple(rows), legend)

@@ -1,0 +1,169 @@
+"""The page: one HTML file that opens from disk without a network, with tables, figures, and clips playing in step."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from reports import gallery, main_table, paper_numbers, waterfall
+from reports.aggregates import Estimate, Ratio, estimate, ordered_cells, speedups, verdict
+from reports.catalogue import ACCURACY, BY_KEY, FIDELITY, HEADLINE, LATENCY, seconds, times
+from reports.data import Cell, RunData
+from reports.style import looks
+
+TEMPLATES = Path(__file__).parent / "templates"
+ASSETS = ("style.css", "core.js", "plot.js", "gallery.js")
+TITLES = {
+    "pareto": "Quality against latency",
+    "waterfall": "How the speed-up arises",
+    "importance": "Block importance",
+    "training_curves": "Training",
+    "filmstrip": "Filmstrip",
+}
+
+
+def build(run: RunData, out: Path) -> list[Path]:
+    """Write index.html from the run and from the figures that already lie in `out`."""
+    return render(run, out, {})
+
+
+def render(run: RunData, out: Path, faults: dict[str, str]) -> list[Path]:
+    """As `build`; `faults` names reports that could not be made, and why."""
+    out.mkdir(parents=True, exist_ok=True)
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"seconds": seconds, "times": times, "compact": compact}
+    # Our own style and scripts are part of the page, not text to escape; everything else is escaped.
+    assets = {name.replace(".", "_"): Markup((TEMPLATES / name).read_text(encoding="utf-8")) for name in ASSETS}
+    html = environment.get_template("page.html.j2").render(**content(run, out, faults), **assets)
+    path = out / "index.html"
+    path.write_text(html, encoding="utf-8")
+    return [path]
+
+
+def content(run: RunData, out: Path, faults: dict[str, str]) -> dict[str, Any]:
+    """Everything that the template shows."""
+    look = looks(run)
+    colours = {name: each.colour for name, each in look.items()}
+    quality, fidelity, speed = main_table.tables(run)
+    return {
+        "run": run.run,
+        "reference": run.reference,
+        "cells": run.cells,
+        "steps": run.steps,
+        "failed_cells": [c for c in run.cells if c.failed],
+        "failed_steps": [s for s in run.steps if s.status in ("failed", "blocked")],
+        "faults": faults,
+        "unfinished": run.run.finished is None or any(s.status in ("waiting", "running") for s in run.steps),
+        "cards": [card(run, c) for c in run.cells if c.kind == "method"],
+        "colours": colours,
+        "tables": [quality, fidelity, speed],
+        "stages": stage_rows(run),
+        "explained": [(c, waterfall.explain(run, c)) for c in run.cells if c.kind in ("method", "baseline") and not c.failed],
+        "figures": figures(run, out),
+        "paper": paper_numbers.beside(run),
+        "inferred": [(c, i) for c in run.cells for i in c.inferred],
+        "plot": plot(run),
+        "gallery": gallery.payload(run, colours),
+    }
+
+
+def card(run: RunData, cell: Cell) -> dict[str, Any]:
+    """One headline card a method: speed-up, quality, verdict."""
+    ups = speedups(run, cell)
+    return {
+        "cell": cell,
+        "denoise": _ratio(ups.denoise),
+        "nominal": _ratio(ups.nominal),
+        "end_to_end": _ratio(ups.end_to_end),
+        "quality": _estimate(estimate(run, cell.cell, HEADLINE)),
+        "reference": _estimate(estimate(run, run.reference.cell, HEADLINE)) if run.reference else "",
+        "verdict": verdict(run, cell),
+    }
+
+
+def stage_rows(run: RunData) -> list[dict[str, Any]]:
+    """Median seconds of text, denoising and decoding for every timed cell; missing ones are None."""
+    found = []
+    for cell in ordered_cells(run):
+        medians = {s.key: estimate(run, cell.cell, s.key).value for s in LATENCY}
+        if any(value is not None for value in medians.values()):
+            found.append({"cell": cell, **medians, "batched": _ratio(speedups(run, cell).denoise_batched)})
+    return found
+
+
+def figures(run: RunData, out: Path) -> list[dict[str, str]]:
+    """Every figure that was drawn: name, title, caption, image as a data URL, path of the PDF beside the page."""
+    found = []
+    paths = sorted((out / "figures").glob("*.png"), key=lambda p: (list(TITLES) + [p.stem]).index(p.stem))
+    for path in paths:
+        caption = getattr(sys.modules.get(f"reports.{path.stem}"), "caption", None)
+        said = caption(run) if caption else ""
+        title = TITLES.get(path.stem, path.stem.replace("_", " "))
+        found.append(
+            {
+                "name": path.stem,
+                "title": title,
+                "caption": said,
+                "image": gallery.data_url(path.read_bytes(), "png"),
+                "pdf": f"figures/{path.stem}.pdf" if path.with_suffix(".pdf").exists() else "",
+            }
+        )
+    return found
+
+
+def plot(run: RunData) -> dict[str, Any]:
+    """Numbers of the interactive plot: per cell and metric value, low and high (null when missing)."""
+    look = looks(run)
+    axes = [*ACCURACY, *FIDELITY]
+    cells = []
+    for cell in run.cells:
+        if cell.kind == "control" or cell.failed:
+            continue
+        ups = speedups(run, cell)
+        cells.append(
+            {
+                "cell": cell.cell,
+                "label": cell.label,
+                "kind": cell.kind,
+                "colour": look[cell.cell].colour,
+                "nfe": cell.nfe,
+                "kept": cell.kept_blocks,
+                "verdict": verdict(run, cell).answer,
+                "denoise_speedup": _ratio(ups.denoise),
+                "end_to_end_speedup": _ratio(ups.end_to_end),
+                "numbers": {s.key: _numbers(estimate(run, cell.cell, s.key)) for s in (*axes, *LATENCY)},
+            }
+        )
+    quality = [
+        {"key": s.key, "title": s.title, "unit": s.unit, "scale": s.scale, "decimals": s.decimals, "best": s.best, "meaning": s.meaning}
+        for s in axes
+    ]  # fmt: skip
+    return {"cells": cells, "quality": quality, "latency": [{"key": k, "title": BY_KEY[k].title} for k in ("denoise_s", "end_to_end_s")]}
+
+
+def compact(value: object) -> str:
+    """A setting as one line of text."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _numbers(e: Estimate) -> list[float | None]:
+    return [x if x is not None and abs(x) < float("inf") else None for x in (e.value, e.low, e.high)]
+
+
+def _estimate(e: Estimate) -> str:
+    shown = BY_KEY[e.metric]
+    if e.value is None:
+        return ""
+    interval = f" [{shown.text(e.low)}, {shown.text(e.high)}]" if e.has_interval else ""
+    return f"{shown.text(e.value)} {shown.unit}{interval}"
+
+
+def _ratio(ratio: Ratio) -> str:
+    return "" if ratio.value is None else ratio.text()

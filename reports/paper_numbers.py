@@ -1,0 +1,128 @@
+"""The paper's numbers beside ours, each with its source and with the reason why the two cannot be compared."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+from reports.aggregates import estimate, speedups
+from reports.catalogue import BY_KEY, seconds
+from reports.data import Cell, RunData
+from reports.tables import md
+
+FOLDER = Path(__file__).parent / "paper"
+COLUMNS = ("table", "row", "metric", "value", "unit", "source", "confidence", "protocol", "hardware", "note")
+# Row of the paper -> method in our cells.json.
+METHODS = {
+    "FastLightGen": "fastlightgen",
+    "DMD2": "dmd2",
+    "LCM": "lcm",
+    "MagicDistillation": "magic_distillation",
+    "ICMD": "icmd",
+    "F3-Pruning": "f3_pruning",
+}
+TEACHERS = ("Euler (teacher)", "WanX-TI2V (teacher)")
+# Metric of the paper -> what we measure that comes nearest to it.
+NEAREST = {
+    "average": "joint",
+    "figure1_mean": "joint",
+    "dynamic_degree": "motion_ratio",
+    "imaging_quality": "sharpness_ratio",
+    "time": "end_to_end_s",
+    "nominal_speedup": "nominal",
+    "measured_speedup": "denoise",
+}
+WHY_NOT = {
+    "time": "other model, resolution, clip length and hardware",
+    "nominal_speedup": "arithmetic on settings: nothing is measured on either side",
+    "measured_speedup": "other model and hardware; what the paper timed is not stated",
+}
+WHY_NOT_QUALITY = "tiny model on procedural clips against known truth, not VBench on real videos"
+
+
+@dataclass(frozen=True)
+class PaperNumber:
+    """One number of the paper and ours that comes nearest. Missing ones are empty texts."""
+
+    table: str
+    row: str
+    metric: str
+    value: str
+    source: str
+    confidence: str
+    protocol: str
+    hardware: str
+    note: str
+    ours: str
+    our_metric: str
+    comparable: str
+    why: str
+
+
+def load() -> list[dict[str, str]]:
+    """All rows of reports/paper/*.csv. An empty value stays empty: not found is not 0."""
+    rows = []
+    for path in sorted(FOLDER.glob("*.csv")):
+        with path.open(encoding="utf-8", newline="") as file:
+            rows += list(csv.DictReader(file))
+    return rows
+
+
+def beside(run: RunData) -> list[PaperNumber]:
+    """Every number of the paper with ours beside it where the run has the method."""
+    found = []
+    for row in load():
+        ours, named = _ours(run, row)
+        value = f"{row['value']} {row['unit']}".strip().replace(" times", "×").replace(" share", "") if row["value"] else ""
+        comparable, why = ("no", WHY_NOT.get(row["metric"], WHY_NOT_QUALITY)) if ours else ("", "")
+        rest = {key: row[key] for key in ("table", "row", "metric", "source", "confidence", "protocol", "hardware", "note")}
+        found.append(PaperNumber(**rest, value=value, ours=ours, our_metric=named, comparable=comparable, why=why))
+    return found
+
+
+def _our_cell(run: RunData, name: str) -> Cell | None:
+    if name in TEACHERS:
+        return run.reference
+    cells = [c for c in run.cells if c.method == METHODS.get(name) and not c.failed]
+    return cells[0] if cells else None
+
+
+def _ours(run: RunData, row: dict[str, str]) -> tuple[str, str]:
+    """Our nearest number as text, and what it is; empty when there is none."""
+    cell, key = _our_cell(run, row["row"]), NEAREST.get(row["metric"])
+    if cell is None or key is None:
+        return "", ""
+    if key in ("nominal", "denoise"):
+        ratio = getattr(speedups(run, cell), key)
+        return ("", "") if ratio.value is None else (ratio.text(), f"{key} speed-up")
+    e = estimate(run, cell.cell, key)
+    if e.value is None:
+        return "", ""
+    shown = BY_KEY[key]
+    if shown.unit == "s":
+        return seconds(e.value), "end to end, median"
+    interval = f" [{shown.text(e.low)}, {shown.text(e.high)}]" if e.has_interval else ""
+    return f"{shown.text(e.value)}{' %' if shown.unit == '%' else ''}{interval}", shown.title.lower()
+
+
+def build(run: RunData, out: Path) -> list[Path]:
+    """Write tables/paper.md and tables/paper.csv."""
+    folder = out / "tables"
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = beside(run)
+    names = list(PaperNumber.__dataclass_fields__)
+    with (folder / "paper.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(names)
+        writer.writerows([getattr(r, n) for n in names] for r in rows)
+    head = ("Table", "Row", "Metric", "Paper", "Ours (nearest measure)", "Comparable?", "Source")
+    lines = ["| " + " | ".join(head) + " |", "|" + " :-- |" * len(head)]
+    for r in rows:
+        ours = f"{r.ours} ({r.our_metric})" if r.ours else "—"
+        comparable = f"{r.comparable}: {r.why}" if r.comparable else "—"
+        source = f"{r.confidence or '—'}: {r.source}"
+        cells = (r.table, r.row, r.metric, r.value or "— not found", ours, comparable, source)
+        lines.append("| " + " | ".join(md(c) for c in cells) + " |")
+    (folder / "paper.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return [folder / "paper.md", folder / "paper.csv"]

@@ -1,0 +1,159 @@
+"""Intervals and tests against closed forms, textbook numbers and small coverage simulations."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from flgbench.metrics import stats
+
+RUNS = 300  # the standard error of a coverage of 0.95 is 0.013
+
+
+def test_bootstrap_mean_is_the_normal_interval_for_many_conditions() -> None:
+    values = np.random.default_rng(0).normal(3, 2, 400)
+    interval = stats.bootstrap_mean(values, np.arange(400))
+    half = 1.96 * values.std() / 20
+    assert interval.value == pytest.approx(values.mean())
+    assert interval.low == pytest.approx(values.mean() - half, abs=0.02)
+    assert interval.high == pytest.approx(values.mean() + half, abs=0.02)
+    assert interval.n == 400
+
+
+def test_bootstrap_resamples_conditions_not_samples() -> None:
+    """Repeating each condition's value eight times adds no information: the interval stays as it is."""
+    values = np.random.default_rng(1).normal(size=40)
+    once = stats.bootstrap_mean(values, np.arange(40))
+    eightfold = stats.bootstrap_mean(values.repeat(8), np.arange(40).repeat(8))
+    assert vars(eightfold) == pytest.approx(vars(once))
+    as_independent = stats.bootstrap_mean(values.repeat(8), np.arange(320))
+    assert as_independent.high - as_independent.low < 0.5 * (once.high - once.low)
+
+
+def test_bootstrap_is_seeded_and_ignores_order_and_missing_values() -> None:
+    values, conditions = np.array([1.0, 5, 2, 8, np.nan, 4]), np.array([0, 0, 1, 2, 2, 3])
+    shuffle = np.array([3, 5, 0, 4, 1, 2])
+    first = stats.bootstrap_mean(values, conditions, seed=7)
+    assert first == stats.bootstrap_mean(values[shuffle], conditions[shuffle], seed=7)
+    assert first.value == pytest.approx((3 + 2 + 8 + 4) / 4) and first.n == 4
+    assert first != stats.bootstrap_mean(values, conditions, seed=8)
+
+
+def test_bootstrap_mean_edges() -> None:
+    empty = stats.bootstrap_mean(np.array([np.nan]), np.array([0]))
+    assert empty.n == 0 and np.isnan([empty.value, empty.low, empty.high]).all()
+    single = stats.bootstrap_mean(np.array([2.0, 4.0]), np.array([5, 5]))
+    assert single.value == 3 and single.n == 1 and np.isnan(single.low)
+    perfect = stats.bootstrap_mean(np.ones(64), np.arange(64))
+    assert perfect == stats.wilson(64, 64) and perfect.low < 0.95  # all right on 64 is not certainty
+    assert stats.bootstrap_mean(np.full(9, 0.3), np.arange(9)).low == pytest.approx(0.3)
+    with pytest.raises(ValueError, match="equally long"):
+        stats.bootstrap_mean(np.ones(3), np.arange(4))
+
+
+def test_bca_shifts_towards_the_long_tail() -> None:
+    interval = stats.bootstrap_mean(np.random.default_rng(2).exponential(size=40), np.arange(40))
+    assert interval.high - interval.value > 1.1 * (interval.value - interval.low)
+
+
+def test_bootstrap_mean_coverage() -> None:
+    """40 conditions of 4 samples: skewed condition effects plus noise within a condition."""
+    rng, hits = np.random.default_rng(3), 0
+    for run in range(RUNS):
+        values = rng.exponential(1.0, (40, 1)) + rng.normal(0, 0.5, (40, 4))
+        hits += 1.0 in stats.bootstrap_mean(values.ravel(), np.arange(40).repeat(4), draws=1000, seed=run)
+    assert 0.90 <= hits / RUNS <= 0.98
+
+
+def test_bootstrap_difference_coverage_and_gain_from_pairing() -> None:
+    rng, hits, widths = np.random.default_rng(4), 0, []
+    conditions = np.arange(30).repeat(2)
+    for run in range(RUNS):
+        shared = rng.normal(0, 3, 30).repeat(2)
+        a, b = shared + 0.4 + rng.normal(size=60), shared + rng.normal(size=60)
+        interval = stats.bootstrap_difference(a, conditions, b, conditions, draws=1000, seed=run)
+        hits += 0.4 in interval
+        widths.append(interval.high - interval.low)
+    assert 0.90 <= hits / RUNS <= 0.98
+    assert np.mean(widths) < 0.5 * 2 * 1.96 * 3 * np.sqrt(2 / 30)  # half of what unpaired means would leave
+
+
+def test_bootstrap_difference_pairs_by_condition() -> None:
+    a, conditions_a = np.array([1.0, 2, 3, 9]), np.array([3, 1, 2, 7])
+    b, conditions_b = np.array([1.5, 2.5, 0.5, 100]), np.array([1, 2, 3, 8])
+    interval = stats.bootstrap_difference(a, conditions_a, b, conditions_b)
+    assert (interval.value, interval.low, interval.high, interval.n) == (0.5, 0.5, 0.5, 3)
+    none = stats.bootstrap_difference(a, conditions_a, b, conditions_b + 50)
+    assert none.n == 0 and np.isnan(none.value)
+
+
+def test_bootstrap_difference_of_two_perfect_cells_is_not_certain() -> None:
+    ones, conditions = np.ones(20), np.arange(20)
+    interval = stats.bootstrap_difference(ones, conditions, ones, conditions)
+    assert interval.value == 0 and interval.high == -interval.low == stats.wilson(0, 20).high
+
+
+def test_wilson_matches_published_values() -> None:
+    # Newcombe 1998, table I, method 3.
+    for successes, n, low, high in (
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ):
+        interval = stats.wilson(successes, n)
+        assert interval.low == pytest.approx(low, abs=5e-5) and interval.high == pytest.approx(high, abs=5e-5)
+        assert interval.value == successes / n
+    assert np.isnan(stats.wilson(0, 0).value)
+    with pytest.raises(ValueError, match="5 successes of 4"):
+        stats.wilson(5, 4)
+
+
+def test_speedup_closed_form() -> None:
+    # Log ratios log 2 and log 8: mean log 4, sd log 4 / sqrt 2, t(1, 0.975) = 12.7062.
+    interval = stats.speedup(np.array([2.0, 16]), np.array([1.0, 2]))
+    half = 12.706204736 * np.log(4) / np.sqrt(2) / np.sqrt(2)
+    assert interval.value == pytest.approx(4)
+    assert interval.low == pytest.approx(4 * np.exp(-half)) and interval.high == pytest.approx(4 * np.exp(half))
+    assert interval.n == 2
+
+
+def test_speedup_is_paired_symmetric_and_strict() -> None:
+    rng = np.random.default_rng(5)
+    own = rng.lognormal(0, 1, 20)
+    interval = stats.speedup(30 * own, own)  # the spread between conditions cancels
+    assert interval.value == pytest.approx(30) and interval.high - interval.low < 1e-9
+    noisy = own * rng.lognormal(0, 0.1, 20)
+    forward, back = stats.speedup(noisy, own), stats.speedup(own, noisy)
+    assert forward.low == pytest.approx(1 / back.high) and forward.value == pytest.approx(1 / back.value)
+    assert stats.speedup(np.array([2, np.nan]), np.array([1, 1.0])).n == 1
+    assert np.isnan(stats.speedup(np.array([2.0]), np.array([1.0])).low)
+    with pytest.raises(ValueError, match="above 0"):
+        stats.speedup(np.array([1.0, 1]), np.array([0.0, 1]))
+    with pytest.raises(ValueError, match="equally long"):
+        stats.speedup(np.ones(3), np.ones(2))
+
+
+def test_speedup_coverage() -> None:
+    rng, hits = np.random.default_rng(6), 0
+    for _ in range(RUNS):
+        prompt = rng.lognormal(0, 0.1, 20)
+        hits += 8.0 in stats.speedup(8 * prompt * rng.lognormal(0, 0.02, 20), prompt * rng.lognormal(0, 0.02, 20))
+    assert 0.90 <= hits / RUNS <= 0.98
+
+
+def test_mcnemar_exact() -> None:
+    a = np.array([1] * 9 + [0] + [1] * 5 + [0] * 3 + [np.nan])
+    b = np.array([0] * 9 + [1] + [1] * 5 + [0] * 3 + [1])
+    assert stats.mcnemar(a, b) == stats.mcnemar(b, a) == pytest.approx(2 * (1 + 10) / 2**10)
+    assert stats.mcnemar(np.ones(4), np.ones(4)) == 1
+    assert stats.mcnemar(np.array([1, 0]), np.array([0, 1])) == 1
+    with pytest.raises(ValueError, match="0 and 1"):
+        stats.mcnemar(np.array([0.5]), np.array([1.0]))
+
+
+def test_holm() -> None:
+    adjusted = stats.holm(np.array([0.04, 0.01, np.nan, 0.03, 0.5]))
+    np.testing.assert_allclose(adjusted, [0.09, 0.04, np.nan, 0.09, 0.5])
+    np.testing.assert_allclose(stats.holm(np.array([0.6, 0.7])), [1, 1])
+    assert stats.holm(np.array([])).shape == (0,)
