@@ -29,7 +29,7 @@ Answer = Literal["wins", "indistinguishable", "below", "reference", "control", "
 
 @dataclass(frozen=True)
 class Estimate:
-    """One cell × metric. `value` is None when missing, then `reason` says why. `n` counts numbers, `missing` the rest."""
+    """One cell × metric. `value` is None when missing, then `reason` says why. `n` and `missing` count rows."""
 
     cell: str
     metric: str
@@ -168,8 +168,9 @@ def _measured_ratio(run: RunData, cell: Cell, metric: str, of_reference: str | N
         reasons += [f"reference: {theirs.reason}"] if theirs.value is None else []
         return Ratio(reason="; ".join(reasons) or "no condition in common with the reference")
     # Repeats of a condition are not independent: their ratios are averaged (on the log scale) before pairing.
-    logs = np.log(pairs[["reference", "value"]]).groupby(pairs["condition"]).mean()
-    interval = speedup(np.exp(logs["reference"].to_numpy()), np.exp(logs["value"].to_numpy()))
+    logs = pd.DataFrame({name: np.log(pairs[name].to_numpy(float)) for name in ("reference", "value")})
+    means = logs.groupby(pairs["condition"].to_numpy()).mean()
+    interval = speedup(np.exp(means["reference"].to_numpy()), np.exp(means["value"].to_numpy()))
     reason = "one pair only: no interval" if interval.n == 1 else ""
     return Ratio(interval.value, _finite(interval.low), _finite(interval.high), interval.n, reason)
 
@@ -217,7 +218,8 @@ def verdict(run: RunData, cell: Cell) -> Verdict:
         pairs["value"].to_numpy(float), conditions, pairs["reference"].to_numpy(float), conditions
     )
     allowed = -(1 - KEEP) * float(pairs.groupby("condition")["reference"].mean().mean())
-    spoken = f"{HEADLINE} {100 * difference.value:+.1f} points [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+    value, low, high = (f"{100 * x:+.1f}" for x in (difference.value, difference.low, difference.high))
+    spoken = f"{HEADLINE} {value} points [{low}, {high}]"
     if difference.high < allowed:
         return Verdict("below", f"{spoken}: under 99 % of the reference", difference)
     if difference.low < allowed:

@@ -226,7 +226,7 @@ def _results(path: Path, cells: set[str]) -> pd.DataFrame:
     filled = table[(table["status"] == "missing") & table["value"].notna()]
     if len(filled):
         row = filled.iloc[0]
-        raise RunFolderError(f"{path}: {len(filled)} missing rows hold a number (first: {row['cell']}, {row['metric']})")
+        raise RunFolderError(f"{path}: {len(filled)} missing rows hold a number ({row['cell']}, {row['metric']})")
     return table
 
 

@@ -16,7 +16,7 @@ from matplotlib.patches import FancyBboxPatch
 from reports.aggregates import speedups
 from reports.catalogue import times
 from reports.data import Cell, Gallery, RunData
-from reports.style import INK, MUTED, legible, looks, save, style
+from reports.style import INK, MUTED, legible, looks, save, short, style
 
 FRAMES = (0, 8, 12, 16)  # given frame, turn, and what follows from it
 ROWS, PER_BAND, MOST = 3, 3, 9
@@ -47,7 +47,7 @@ def varied(conditions: Sequence[dict[str, Any]], count: int) -> list[int]:
 
 
 def build(run: RunData, out: Path) -> list[Path]:
-    """Write figures/filmstrip.png and .pdf; nothing without a gallery."""
+    """Truth, teacher and methods side by side: figures/filmstrip.png, .pdf; [] without a gallery."""
     gallery = run.gallery
     if gallery is None or not gallery.videos or not gallery.conditions:
         return []
@@ -81,7 +81,7 @@ def _band(axes: Axes, run: RunData, gallery: Gallery, cells: list[Cell], rows: l
         truth = cell.cell == "real"
         colour = MUTED if truth else look[cell.cell].colour
         axes.plot([x, x + len(FRAMES) - 0.04], [top + 0.06] * 2, color=colour, lw=3, solid_capstyle="butt")
-        axes.text(x, top + 0.5, cell.label, fontsize=14, fontweight="bold", color=legible(colour), va="baseline")
+        axes.text(x, top + 0.5, short(cell.label), fontsize=14, fontweight="bold", color=legible(colour), va="baseline")
         under = "ground truth" if truth else speed_line(run, cell)
         axes.text(x, top + 0.78, under, fontsize=9.5, color=MUTED, va="baseline")
         frames = "frames " + " · ".join(str(f) for f in FRAMES)
@@ -110,15 +110,15 @@ def _thumbnail(axes: Axes, frame: np.ndarray, x: float, y: float) -> None:
     """One frame (64, 64, 3), pixels kept sharp, corners rounded."""
     side = 0.96
     image = axes.imshow(frame, extent=(x, x + side, y + side, y), interpolation="nearest", aspect="auto", zorder=2)
-    shape = FancyBboxPatch(
-        (x + 0.06, y + 0.06), side - 0.12, side - 0.12, boxstyle="round,pad=0.06,rounding_size=0.07", transform=axes.transData
-    )
+    inner, rounded = side - 0.12, "round,pad=0.06,rounding_size=0.07"
+    shape = FancyBboxPatch((x + 0.06, y + 0.06), inner, inner, boxstyle=rounded, transform=axes.transData)
     image.set_clip_path(shape)
 
 
 def caption(run: RunData) -> str:
     """What the figure shows, for the page."""
     return (
-        "The same conditions and noise in every column: the first frame and the caption are given. Where the object turns and "
-        "what enters is told by neither, so generated clips may rightly differ from the truth after the middle frame."
+        "The same conditions in every column, and the same noise for every generated clip: the first frame and the "
+        "caption are given. Where the object turns and what enters is told by neither, so generated clips may rightly "
+        "differ from the truth after the middle frame."
     )

@@ -84,7 +84,8 @@ def marks(run: RunData, cell: str, condition: object) -> dict[str, bool | float]
     if not isinstance(condition, int):
         return {}
     table = run.results
-    keep = (table["cell"] == cell) & (table["condition"] == condition) & (table["sample"] == 0) & (table["status"] == "ok")
+    keep = (table["cell"] == cell) & (table["condition"] == condition) & (table["sample"] == 0)
+    keep &= table["status"] == "ok"
     values = dict(zip(table.loc[keep, "metric"], table.loc[keep, "value"], strict=True))
     found: dict[str, bool | float] = {name: bool(values[name] == 1) for name in MARKS if name in values}
     if "turn_error" in values and np.isfinite(values["turn_error"]):

@@ -33,7 +33,7 @@ def agreement(importance: Importance) -> float | None:
 
 
 def build(run: RunData, out: Path) -> list[Path]:
-    """Write figures/importance.png and .pdf; nothing when no importance was computed."""
+    """Block importance and its ELBO ranking: figures/importance.png, .pdf; [] when it was not computed."""
     found = run.importance
     if found is None:
         return []
@@ -53,23 +53,28 @@ def build(run: RunData, out: Path) -> list[Path]:
         ]
         if found.dense_x0_error is not None:
             handles.append(Line2D([], [], color=MUTED, lw=0.8, ls="--", label="no block skipped"))
-        axes[0, 0].legend(
-            handles=handles, loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False, fontsize=6.5, borderaxespad=0
-        )
+        above = {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderaxespad": 0}
+        axes[0, 0].legend(handles=handles, ncols=3, frameon=False, fontsize=6.5, **above)
         return save(figure, out, "importance")
 
 
 def _bars(axes: Axes, found: Importance, values: tuple[float, ...], dense: float | None) -> None:
-    """One bar a block. Values far apart get a log scale, where bars stand on the dense error (or under the smallest)."""
+    """One bar a block. Values far apart get a log scale, where bars stand on the dense error, or below the least."""
     log = min(values) > 0 and max(values) > 8 * min(values)
     bottom = (dense if dense is not None and 0 < dense < min(values) else 0.8 * min(values)) if log else 0.0
     redundant = set(found.redundant)
     for i, (block, value, rank) in enumerate(zip(found.blocks, values, ranks(values), strict=True)):
         out = block in redundant
         axes.bar(
-            i, value - bottom, bottom=bottom, width=0.72, color=REDUNDANT if out else NEEDED,
-            hatch="////" if out else None, edgecolor="white", linewidth=0,
-        )  # fmt: skip
+            i,
+            value - bottom,
+            bottom=bottom,
+            width=0.72,
+            color=REDUNDANT if out else NEEDED,
+            hatch="////" if out else None,
+            edgecolor="white",
+            linewidth=0,
+        )
         axes.annotate(str(rank), (i, max(value, bottom)), (0, 1), textcoords="offset points", ha="center", fontsize=6)
     if log:
         axes.set_yscale("log")

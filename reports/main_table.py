@@ -1,8 +1,8 @@
 """Main table: every cell's quality against the truth, and its speed, with intervals (Markdown, CSV, LaTeX).
 
-Quality is split in two printed tables (accuracy, fidelity) and speed is the third, so that each fits a page's width; the
-CSV holds all columns in one. Best is bold and second underlined among reference, methods and baselines; controls (real
-clips, VAE round trip, frozen image) are shown to read the others and are not ranked.
+Quality is split in two printed tables (accuracy, fidelity) and speed is the third, so that each fits a page's width;
+the CSV holds all columns in one. Best is bold and second underlined among reference, methods and baselines; controls
+(real clips, VAE round trip, frozen image) are shown to read the others and are not ranked.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from reports.aggregates import Estimate, Ratio, estimate, ordered_cells, speedups, verdict
 from reports.catalogue import ACCURACY, BY_KEY, FIDELITY, Shown, times
 from reports.data import Cell, RunData
-from reports.tables import Column, Entry, Row, Table, write
+from reports.tables import Column, Entry, Rank, Row, Table, write
 
 RANKED = ("reference", "method", "baseline")
 LEGEND = (
@@ -23,7 +23,7 @@ LEGEND = (
 
 
 def build(run: RunData, out: Path) -> list[Path]:
-    """Write tables/main.md, main.csv and one .tex each of accuracy, fidelity and speed."""
+    """Main tables of accuracy, fidelity and speed: tables/main.md, main.csv and one .tex each."""
     return write(tables(run), out / "tables", "main")
 
 
@@ -37,7 +37,7 @@ def accuracy(run: RunData) -> Table:
     columns = [
         Column("nfe", "NFE", meaning="network passes for one clip; guidance counts two"),
         *(_column(s) for s in ACCURACY),
-        Column("verdict", "Verdict", meaning="wins: at least 99 % of the reference's joint accuracy, and faster, by interval"),
+        Column("verdict", "Verdict", meaning="wins: at least 99 % of the reference, and faster, by interval"),
     ]
     rows = []
     for cell in ordered_cells(run):
@@ -48,8 +48,8 @@ def accuracy(run: RunData) -> Table:
         entries |= {"nfe": _count(cell.nfe, cell), "verdict": Entry(text=spoken, note=note)}
         rows.append(Row(cell.cell, cell.label, cell.kind, entries))
     legend = LEGEND + (
-        " Verdict: 'wins' only when the paired interval of the joint accuracy lies at or above 99 % of the reference and the "
-        "denoise speed-up's above 1; 'below' when it lies under 99 %."
+        " Verdict: 'wins' only when the paired interval of the joint accuracy lies at or above 99 % of the reference "
+        "and the denoise speed-up's above 1; 'below' when it lies under 99 %."
     )
     caption = "Accuracy against the known truth: share of samples with every captioned factor right."
     return _ranked("accuracy", "Accuracy", caption, columns, rows, list(ACCURACY), legend)
@@ -81,7 +81,7 @@ def speed(run: RunData) -> Table:
         Column("nfe", "NFE", meaning="network passes for one clip; guidance counts two"),
         Column("kept", "Kept", "params / blocks", meaning="share of the teacher's parameters and blocks that remain"),
         *(_column(s) for s in latency),
-        Column("nominal", "Nominal", "speed-up", "↑", "(NFE × kept blocks) of the reference over this one's: arithmetic"),
+        Column("nominal", "Nominal", "speed-up", "↑", "NFE × kept blocks, reference over this one: arithmetic"),
         Column("denoise", "Denoise", "speed-up", "↑", f"denoising loop only; {up}"),
         Column("end_to_end", "End to end", "speed-up", "↑", f"text, denoising and decoding; {up}"),
         Column("peak_memory_mb", "Memory", "MB", "↓", BY_KEY["peak_memory_mb"].meaning),
@@ -141,7 +141,8 @@ def _ranked(
     name: str, title: str, caption: str, columns: list[Column], rows: list[Row], shown: list[Shown], legend: str
 ) -> Table:
     """The table with best and second marked per column, ties included; a cell that failed is not ranked."""
-    failed = {r.key for r in rows if any(e.note.startswith(("failed", "blocked", "skipped")) for e in r.entries.values())}
+    out = ("failed", "blocked", "skipped")
+    failed = {r.key for r in rows if any(e.note.startswith(out) for e in r.entries.values())}
     for s in shown:
         if s.best is None:
             continue
@@ -152,6 +153,6 @@ def _ranked(
             continue
         for row in rows:
             if row.key in distances and distances[row.key] in places:
-                rank = 1 if distances[row.key] == places[0] else 2
+                rank: Rank = 1 if distances[row.key] == places[0] else 2
                 row.entries[s.key] = replace(row.entries[s.key], rank=rank)
     return Table(name, title, caption, tuple(columns), tuple(rows), legend)

@@ -9,6 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from PIL import Image
 
 from reports import gallery, main_table, paper_numbers, waterfall
 from reports.aggregates import Estimate, Ratio, estimate, ordered_cells, speedups, verdict
@@ -20,24 +21,23 @@ TEMPLATES = Path(__file__).parent / "templates"
 ASSETS = ("style.css", "core.js", "plot.js", "gallery.js")
 TITLES = {
     "pareto": "Quality against latency",
-    "waterfall": "How the speed-up arises",
     "importance": "Block importance",
+    "waterfall": "How the speed-up arises",
     "training_curves": "Training",
     "filmstrip": "Filmstrip",
 }
 
 
 def build(run: RunData, out: Path) -> list[Path]:
-    """Write index.html from the run and from the figures that already lie in `out`."""
+    """The HTML page of the run and of the figures that already lie in `out`: index.html."""
     return render(run, out, {})
 
 
 def render(run: RunData, out: Path, faults: dict[str, str]) -> list[Path]:
     """As `build`; `faults` names reports that could not be made, and why."""
     out.mkdir(parents=True, exist_ok=True)
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    tidy: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "undefined": StrictUndefined}
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, **tidy)
     environment.filters |= {"seconds": seconds, "times": times, "compact": compact}
     # Our own style and scripts are part of the page, not text to escape; everything else is escaped.
     assets = {name.replace(".", "_"): Markup((TEMPLATES / name).read_text(encoding="utf-8")) for name in ASSETS}
@@ -51,7 +51,7 @@ def content(run: RunData, out: Path, faults: dict[str, str]) -> dict[str, Any]:
     """Everything that the template shows."""
     look = looks(run)
     colours = {name: each.colour for name, each in look.items()}
-    quality, fidelity, speed = main_table.tables(run)
+    students = [c for c in run.cells if c.kind in ("method", "baseline") and not c.failed]
     return {
         "run": run.run,
         "reference": run.reference,
@@ -63,11 +63,11 @@ def content(run: RunData, out: Path, faults: dict[str, str]) -> dict[str, Any]:
         "unfinished": run.run.finished is None or any(s.status in ("waiting", "running") for s in run.steps),
         "cards": [card(run, c) for c in run.cells if c.kind == "method"],
         "colours": colours,
-        "tables": [quality, fidelity, speed],
+        "tables": main_table.tables(run),
         "stages": stage_rows(run),
-        "explained": [(c, waterfall.explain(run, c)) for c in run.cells if c.kind in ("method", "baseline") and not c.failed],
+        "explained": [(c, waterfall.explain(run, c)) for c in students],
         "figures": figures(run, out),
-        "paper": paper_numbers.beside(run),
+        "paper": paper_tables(run),
         "inferred": [(c, i) for c in run.cells for i in c.inferred],
         "plot": plot(run),
         "gallery": gallery.payload(run, colours),
@@ -94,27 +94,38 @@ def stage_rows(run: RunData) -> list[dict[str, Any]]:
     for cell in ordered_cells(run):
         medians = {s.key: estimate(run, cell.cell, s.key).value for s in LATENCY}
         if any(value is not None for value in medians.values()):
-            found.append({"cell": cell, **medians, "batched": _ratio(speedups(run, cell).denoise_batched)})
+            batched = "" if cell.kind == "reference" else _ratio(speedups(run, cell).denoise_batched)
+            found.append({"cell": cell, **medians, "batched": batched})
     return found
 
 
-def figures(run: RunData, out: Path) -> list[dict[str, str]]:
-    """Every figure that was drawn: name, title, caption, image as a data URL, path of the PDF beside the page."""
+def figures(run: RunData, out: Path) -> list[dict[str, Any]]:
+    """Every figure that was drawn: title, caption, image as a data URL, width in CSS pixels, path of the PDF."""
     found = []
-    paths = sorted((out / "figures").glob("*.png"), key=lambda p: (list(TITLES) + [p.stem]).index(p.stem))
+    paths = sorted((out / "figures").glob("*.png"), key=lambda p: [*TITLES, p.stem].index(p.stem))
     for path in paths:
         caption = getattr(sys.modules.get(f"reports.{path.stem}"), "caption", None)
         said = caption(run) if caption else ""
         title = TITLES.get(path.stem, path.stem.replace("_", " "))
+        with Image.open(path) as image:
+            width = round(image.width * 130 / 200)  # 200 dpi on paper, 130 on the screen
         found.append(
             {
-                "name": path.stem,
                 "title": title,
+                "width": width,
                 "caption": said,
                 "image": gallery.data_url(path.read_bytes(), "png"),
                 "pdf": f"figures/{path.stem}.pdf" if path.with_suffix(".pdf").exists() else "",
             }
         )
+    return found
+
+
+def paper_tables(run: RunData) -> dict[str, list[paper_numbers.PaperNumber]]:
+    """The paper's numbers beside ours, by table of the paper."""
+    found: dict[str, list[paper_numbers.PaperNumber]] = {}
+    for number in paper_numbers.beside(run):
+        found.setdefault(number.table, []).append(number)
     return found
 
 
@@ -141,11 +152,12 @@ def plot(run: RunData) -> dict[str, Any]:
                 "numbers": {s.key: _numbers(estimate(run, cell.cell, s.key)) for s in (*axes, *LATENCY)},
             }
         )
-    quality = [
-        {"key": s.key, "title": s.title, "unit": s.unit, "scale": s.scale, "decimals": s.decimals, "best": s.best, "meaning": s.meaning}
-        for s in axes
-    ]  # fmt: skip
-    return {"cells": cells, "quality": quality, "latency": [{"key": k, "title": BY_KEY[k].title} for k in ("denoise_s", "end_to_end_s")]}
+    told = ("key", "title", "unit", "scale", "decimals", "best", "meaning")
+    return {
+        "cells": cells,
+        "quality": [{name: getattr(s, name) for name in told} for s in axes],
+        "latency": [{"key": key, "title": BY_KEY[key].title} for key in ("denoise_s", "end_to_end_s")],
+    }
 
 
 def compact(value: object) -> str:

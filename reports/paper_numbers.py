@@ -63,7 +63,7 @@ class PaperNumber:
 def load() -> list[dict[str, str]]:
     """All rows of reports/paper/*.csv. An empty value stays empty: not found is not 0."""
     rows = []
-    for path in sorted(FOLDER.glob("*.csv")):
+    for path in sorted(FOLDER.glob("*.csv"), key=lambda p: (not p.stem.startswith("table"), p.stem)):
         with path.open(encoding="utf-8", newline="") as file:
             rows += list(csv.DictReader(file))
     return rows
@@ -74,9 +74,9 @@ def beside(run: RunData) -> list[PaperNumber]:
     found = []
     for row in load():
         ours, named = _ours(run, row)
-        value = f"{row['value']} {row['unit']}".strip().replace(" times", "×").replace(" share", "") if row["value"] else ""
+        value = row["value"] + {"times": "×", "share": ""}.get(row["unit"], f" {row['unit']}") if row["value"] else ""
         comparable, why = ("no", WHY_NOT.get(row["metric"], WHY_NOT_QUALITY)) if ours else ("", "")
-        rest = {key: row[key] for key in ("table", "row", "metric", "source", "confidence", "protocol", "hardware", "note")}
+        rest = {key: row[key] for key in COLUMNS if key not in ("value", "unit")}
         found.append(PaperNumber(**rest, value=value, ours=ours, our_metric=named, comparable=comparable, why=why))
     return found
 
@@ -107,7 +107,7 @@ def _ours(run: RunData, row: dict[str, str]) -> tuple[str, str]:
 
 
 def build(run: RunData, out: Path) -> list[Path]:
-    """Write tables/paper.md and tables/paper.csv."""
+    """The paper's numbers beside ours: tables/paper.md and paper.csv."""
     folder = out / "tables"
     folder.mkdir(parents=True, exist_ok=True)
     rows = beside(run)

@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from reports.aggregates import Estimate, estimate
 from reports.catalogue import BY_KEY, HEADLINE, seconds
 from reports.data import RunData
-from reports.style import COLUMN, INK, MUTED, label_points, legible, looks, pale, save, style
+from reports.style import COLUMN, INK, MUTED, label_points, legible, looks, pale, save, short, style
 
 Place = Literal["front", "dominated", "undecided"]
 
@@ -47,17 +47,16 @@ def _above(a: Estimate, b: Estimate) -> bool:
 def _place(point: Point, others: list[Point]) -> Place:
     """front: against every other one, better by separated intervals in quality or in latency.
     dominated: some other one is so in both. Otherwise the data do not decide."""
-    better = [
-        (_above(point.quality, o.quality), _above(o.latency, point.latency)) for o in others if o.cell != point.cell
-    ]
+    rest = [o for o in others if o.cell != point.cell]
+    better = [(_above(point.quality, o.quality), _above(o.latency, point.latency)) for o in rest]
     if all(quality or latency for quality, latency in better):
         return "front"
-    worse = [(_above(o.quality, point.quality), _above(point.latency, o.latency)) for o in others if o.cell != point.cell]
+    worse = [(_above(o.quality, point.quality), _above(point.latency, o.latency)) for o in rest]
     return "dominated" if any(quality and latency for quality, latency in worse) else "undecided"
 
 
 def build(run: RunData, out: Path) -> list[Path]:
-    """Write figures/pareto.png and .pdf; nothing when no cell has both quality and latency."""
+    """Quality against latency with intervals and front: figures/pareto.png, .pdf; [] when no cell has both."""
     found = points(run)
     if not found:
         return []
@@ -92,9 +91,16 @@ def build(run: RunData, out: Path) -> list[Path]:
         if ceiling and (real := estimate(run, "real", HEADLINE).value) is not None:
             axes.axhline(shown.scale * real, color=MUTED, lw=0.6, ls=":")
             axes.annotate(
-                "real clips", (1, shown.scale * real), (-2, -2), xycoords=("axes fraction", "data"),
-                textcoords="offset points", ha="right", va="top", fontsize=6, color=MUTED,
-            )  # fmt: skip
+                "real clips",
+                (1, shown.scale * real),
+                (-2, -2),
+                xycoords=("axes fraction", "data"),
+                textcoords="offset points",
+                ha="right",
+                va="top",
+                fontsize=6,
+                color=MUTED,
+            )
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: seconds(x)))
@@ -105,7 +111,7 @@ def build(run: RunData, out: Path) -> list[Path]:
         label_points(
             axes,
             [(_value(p.latency), shown.scale * _value(p.quality)) for p in found],
-            [p.label for p in found],
+            [short(p.label) for p in found],
             [legible(look[p.cell].colour) for p in found],
             [_box(p, shown.scale) for p in found],
         )
@@ -117,9 +123,9 @@ def caption(run: RunData) -> str:
     named = [p.label for p in points(run) if p.place == "front"]
     front = f"On the front: {', '.join(named)}." if named else "No cell is on the front beyond doubt."
     return (
-        "Headline quality against the median time of the denoising loop; whiskers are 95 % intervals. Filled: on the front, "
-        "better than every other cell in quality or in time by separated intervals. Hollow: the intervals do not decide. "
-        f"Faded: dominated. {front}"
+        "Headline quality against the median time of the denoising loop; whiskers are 95 % intervals. Filled: on the "
+        "front, better than every other cell in quality or in time by separated intervals. Hollow: the intervals do "
+        f"not decide. Faded: dominated. {front}"
     )
 
 

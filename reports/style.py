@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import matplotlib
 
@@ -88,7 +88,7 @@ def style() -> Iterator[None]:
         "text.parse_math": False,
         "figure.constrained_layout.use": True,
     }
-    with plt.rc_context(settings):
+    with plt.rc_context(cast(Any, settings)):
         yield
 
 
@@ -124,6 +124,7 @@ def label_points(
     for x0, y0, x1, y1 in obstacles:
         (left, bottom), (right, top) = axes.transData.transform([(x0, y0), (x1, y1)])
         taken.append(Bbox.from_extents(left - 2, bottom - 2, right + 2, top + 2))
+    reach: list[tuple[float, float, str, str]]
     reach = [(7, 0, "left", "center"), (-7, 0, "right", "center"), (0, 8, "center", "bottom"), (0, -8, "center", "top")]
     reach += [(6, 6, "left", "bottom"), (6, -6, "left", "top"), (-6, 6, "right", "bottom"), (-6, -6, "right", "top")]
     reach += [(2 * dx, 2.2 * dy, h, v) for dx, dy, h, v in reach[2:]]
@@ -132,7 +133,7 @@ def label_points(
         best, best_cost = None, float("inf")
         for order, (dx, dy, horizontal, vertical) in enumerate(reach):
             text = axes.annotate(
-                label, point, (dx, dy), textcoords="offset points", ha=horizontal, va=vertical, fontsize=size, color=colour
+                label, point, (dx, dy), textcoords="offset points", ha=horizontal, va=vertical, fontsize=size
             )
             text.set_fontweight("bold")
             box = text.get_window_extent(renderer).padded(1)
@@ -163,6 +164,12 @@ def label_points(
 def _overlap(a: Bbox, b: Bbox) -> float:
     common = Bbox.intersection(a, b)
     return 0.0 if common is None else common.width * common.height
+
+
+def short(label: str, most: int = 28) -> str:
+    """A label on one line that leaves room for the figure."""
+    label = " ".join(label.split())
+    return label if len(label) <= most else label[: most - 1] + "…"
 
 
 def pale(colour: str) -> str:

@@ -106,6 +106,7 @@ class Table:
             "% needs \\usepackage{booktabs}",
             r"\begin{table*}[t]",
             r"\centering",
+            r"\setlength{\belowcaptionskip}{5pt}",
             rf"\caption{{{tex(self.caption)}}}",
             rf"\label{{tab:{re.sub('[^a-z0-9]+', '-', self.name.lower())}}}",
             r"\scriptsize",
@@ -122,9 +123,10 @@ class Table:
                 lines.append(r"\addlinespace[3pt]")
             previous = row.kind
             entries = [row.entries[c.key] for c in self.columns]
-            lines.append(" & ".join([tex(row.label), *(self._tex_entry(e) for e in entries)]) + r" \\")
+            # Braces: a label that starts with a bracket would be read as an argument of the row end before it.
+            lines.append(" & ".join([f"{{{tex(row.label)}}}", *(self._tex_entry(e) for e in entries)]) + r" \\")
             if any(e.interval for e in entries):
-                lines[-1] += "[-2pt]"
+                lines[-1] += "[-1pt]"
                 small = (rf"{{\tiny {tex(e.interval)}}}" if e.interval else "" for e in entries)
                 lines.append(" & ".join(["", *small]) + r" \\")
         lines += [r"\bottomrule", r"\end{tabular}", "", r"\vspace{2pt}\parbox{\textwidth}{\tiny"]
@@ -218,7 +220,7 @@ _TEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
+    '"': "''",
     "−": r"$-$",
     "×": r"$\times$",
     "∞": r"$\infty$",

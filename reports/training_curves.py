@@ -12,16 +12,14 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
 from reports.data import RunData
-from reports.style import METHOD_COLOURS, PAGE, legible, save, style
+from reports.style import METHOD_COLOURS, PAGE, legible, save, short, style
 
 CLOCKS = ("iteration", "passes", "seconds")
 
 
 def build(run: RunData, out: Path) -> list[Path]:
-    """Write figures/training_curves.png and .pdf, one panel a stage; nothing when nothing was trained."""
-    planned = [f"{cell.cell}.{stage.name}" for cell in run.cells for stage in cell.stages]
-    names = sorted(run.curves, key=lambda name: planned.index(name) if name in planned else len(planned))
-    found = {name: run.curves[name] for name in names if len(run.curves[name]) and losses(run.curves[name])}
+    """Losses of every stage: figures/training_curves.png, .pdf; [] when nothing was trained."""
+    found = {name: run.curves[name] for name in in_order(run) if len(run.curves[name]) and losses(run.curves[name])}
     if not found:
         return []
     labels = {cell.cell: cell.label for cell in run.cells}
@@ -33,10 +31,22 @@ def build(run: RunData, out: Path) -> list[Path]:
             axes.set_axis_off()
         for axes, (name, curve) in zip(grid.flat, found.items(), strict=False):
             cell, _, stage = name.partition(".")
-            _panel(axes, curve, f"{labels.get(cell, cell)} · {stage}" if stage else name)
+            _panel(axes, curve, f"{short(labels.get(cell, cell))} · {short(stage)}" if stage else short(name))
         for axes in grid[-1]:
             axes.set_xlabel("network passes")
         return save(figure, out, "training_curves")
+
+
+def in_order(run: RunData) -> list[str]:
+    """Names of the curves, `<cell>.<stage>`, in the order of cells and of their stages."""
+    cells = {c.cell: (i, [s.name for s in c.stages]) for i, c in enumerate(run.cells)}
+
+    def place(name: str) -> tuple[int, int]:
+        cell, _, stage = name.partition(".")
+        index, stages = cells.get(cell, (len(cells), []))
+        return index, stages.index(stage) if stage in stages else len(stages)
+
+    return sorted(run.curves, key=place)
 
 
 def losses(curve: pd.DataFrame) -> list[str]:
@@ -76,6 +86,6 @@ def _panel(axes: Axes, curve: pd.DataFrame, title: str) -> None:
 def caption(run: RunData) -> str:
     """What the figure shows, for the page."""
     return (
-        "Losses of every trained stage against network passes: thin as logged, thick a running mean. Distribution-matching "
-        "losses do not fall as the student improves; read them for steadiness, not for height."
+        "Losses of every trained stage against network passes: thin as logged, thick a running mean. "
+        "Distribution-matching losses do not fall as the student improves; read them for steadiness, not for height."
     )

@@ -13,7 +13,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from reports.aggregates import Ratio, estimate, speedups
 from reports.catalogue import seconds, times
 from reports.data import Cell, RunData
-from reports.style import INK, MUTED, PAGE, save, style
+from reports.style import INK, MUTED, PAGE, save, short, style
 
 GAIN, TOTAL, LOSS = "#009e73", "#0072b2", "#d55e00"
 STAGES = ("text_s", "denoise_s", "decode_s")
@@ -90,6 +90,12 @@ def _passes(cell: Cell) -> str:
     return f"{(cell.nfe or 0) / (cell.num_inference_steps or 1):g}"
 
 
+def _medians(run: RunData, cell: Cell) -> dict[str, float]:
+    """Median seconds of every stage that was measured."""
+    found = {key: estimate(run, cell.cell, key).value for key in (*STAGES, "end_to_end_s")}
+    return {key: value for key, value in found.items() if value is not None}
+
+
 def explain(run: RunData, cell: Cell) -> str:
     """What the measured speed-up loses against the nominal one, and where, in words from the numbers."""
     f, reference, ups = factors(run, cell), run.reference, speedups(run, cell)
@@ -97,39 +103,36 @@ def explain(run: RunData, cell: Cell) -> str:
         return ""
     nominal = f.steps * f.guidance * f.size
     said = [f"Nominal {times(nominal)} = {f.steps:.3g} (steps) × {f.guidance:.3g} (guidance) × {f.size:.3g} (size)."]
-    mine = {key: estimate(run, cell.cell, key).value for key in (*STAGES, "end_to_end_s")}
-    theirs = {key: estimate(run, reference.cell, key).value for key in (*STAGES, "end_to_end_s")}
     if ups.denoise.value is None:
         return f"{said[0]} Denoise speed-up not measured: {ups.denoise.reason}."
-    if mine["denoise_s"] and theirs["denoise_s"] and cell.nfe and reference.nfe:
+    mine, theirs = _medians(run, cell), _medians(run, reference)
+    if cell.nfe and reference.nfe:
         passed = mine["denoise_s"] / cell.nfe
         expected = theirs["denoise_s"] / reference.nfe / f.size
-        share = ups.denoise.value / nominal - 1
-        word = f"{abs(share):.0%} {'less' if share < 0 else 'more'} than nominal"
+        lost = ups.denoise.value / nominal - 1
         said.append(
-            f"The denoising loop gives {ups.denoise.text()}, {word}: a network pass takes {seconds(passed)} where the "
-            f"reference's pass times the kept share makes {seconds(expected)}; embeddings, head and the sampler's own "
-            "arithmetic do not shrink with the blocks."
+            f"The denoising loop gives {ups.denoise.text()}, {abs(lost):.0%} {'less' if lost < 0 else 'more'} than "
+            f"nominal: a network pass takes {seconds(passed)} where the reference's pass times the kept share makes "
+            f"{seconds(expected)}."
         )
-    whole, others = mine["end_to_end_s"], theirs["end_to_end_s"]
-    if ups.end_to_end.value is not None and whole and others and mine["text_s"] is not None and mine["decode_s"] is not None:
-        fixed = mine["text_s"] + mine["decode_s"]
-        fixed_theirs = (theirs["text_s"] or 0) + (theirs["decode_s"] or 0)
+    fixed = {"text_s", "decode_s", "end_to_end_s"}
+    if ups.end_to_end.value is not None and fixed <= mine.keys() & theirs.keys():
+        share, share_theirs = ((m["text_s"] + m["decode_s"]) / m["end_to_end_s"] for m in (mine, theirs))
         said.append(
             f"End to end {ups.end_to_end.text()} remain: text encoding ({seconds(mine['text_s'])}) and VAE decoding "
-            f"({seconds(mine['decode_s'])}) cost the same for both, {min(fixed / whole, 1):.0%} of this cell's time and "
-            f"{min(fixed_theirs / others, 1):.0%} of the reference's."
+            f"({seconds(mine['decode_s'])}), which stay as they are, make {min(share, 1):.0%} of this cell's time and "
+            f"{min(share_theirs, 1):.0%} of the reference's."
         )
     if ups.denoise_batched.value is not None:
         said.append(
             f"Against a reference that runs both guidance passes in one batch the denoise speed-up is "
-            f"{ups.denoise_batched.text()}: small models gain from batching, large ones do not."
+            f"{ups.denoise_batched.text()}."
         )
     return " ".join(said)
 
 
 def build(run: RunData, out: Path) -> list[Path]:
-    """Write figures/waterfall.png and .pdf, one panel a cell; nothing when no cell has a nominal speed-up."""
+    """How the measured speed-up arises: figures/waterfall.png, .pdf; [] when no cell has a nominal one."""
     found = [(c, bars(run, c)) for kind in ("method", "baseline") for c in run.cells if c.kind == kind and not c.failed]
     found = [(c, b) for c, b in found if b]
     if not found:
@@ -145,7 +148,7 @@ def build(run: RunData, out: Path) -> list[Path]:
         for axes in grid.flat[len(found) :]:
             axes.set_axis_off()
         for axes, (cell, steps) in zip(grid.flat, found, strict=False):
-            _panel(axes, steps, cell.label, top)
+            _panel(axes, steps, short(cell.label), top)
             axes.set_ylim(most - 0.5, -0.5)
         for column in range(columns):
             grid[(len(found) - 1 - column) // columns, column].set_xlabel("speed-up over the reference (log scale)")
@@ -159,9 +162,15 @@ def _panel(axes: Axes, steps: list[Bar], title: str, top: float) -> None:
         colour = TOTAL if bar.total else GAIN if bar.end >= bar.start else LOSS
         axes.barh(y, right - left, left=left, height=0.66, color=colour, alpha=1 if bar.total else 0.75, lw=0)
         axes.annotate(
-            bar.text, (right, y), (3, 0), textcoords="offset points", va="center", fontsize=6.5,
-            fontweight="bold" if bar.total else "normal", color=INK if bar.total else colour,
-        )  # fmt: skip
+            bar.text,
+            (right, y),
+            (3, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=6.5,
+            fontweight="bold" if bar.total else "normal",
+            color=INK if bar.total else colour,
+        )
         if bar.total and bar.ratio is not None and bar.ratio.low is not None and bar.ratio.high is not None:
             axes.plot([bar.ratio.low, bar.ratio.high], [y, y], color=INK, lw=0.8, solid_capstyle="butt")
         if y + 1 < len(steps):
@@ -171,7 +180,7 @@ def _panel(axes: Axes, steps: list[Bar], title: str, top: float) -> None:
         text.set_fontweight("bold" if bar.total else "normal")
     axes.tick_params(axis="y", length=0, labelsize=6.5)
     axes.set_xscale("log")
-    axes.set_xlim(0.93, top * 7)
+    axes.set_xlim(0.93, top * 10)
     axes.xaxis.set_major_locator(FixedLocator([x for x in (1, 3, 10, 30, 100, 300, 1000) if x < 1.5 * top]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}×"))
@@ -182,6 +191,6 @@ def _panel(axes: Axes, steps: list[Bar], title: str, top: float) -> None:
 def caption(run: RunData) -> str:
     """What the figure shows, for the page."""
     return (
-        "Green: what each change multiplies. Blue: nominal (arithmetic), measured in the denoising loop, measured end to end, "
-        "with 95 % intervals. Orange: what is lost between them."
+        "Green: what each change multiplies. Blue: nominal (arithmetic), measured in the denoising loop, measured end "
+        "to end, with 95 % intervals. Orange: what is lost between them."
     )

@@ -31,9 +31,9 @@ BACKGROUNDS = ("plain", "gradient", "texture")
 SIDES = ("left", "right", "top", "bottom")
 TURNS = (0, 90, 180, 270)  # degrees, clockwise on the screen (y points down)
 ENTRY_FRAMES = (4, 8, 12)
-RADII = (4.5, 5.75, 7.0)  # pixels; the radius of the circle, other shapes have about the same area
+RADII = (5.0, 6.75, 8.5)  # pixels; the radius of the circle, other shapes have about the same area
 PIXELS_PER_FRAME = (0.75, 1.25, 1.75)
-SECOND_SPEED = 2.5  # pixels per frame, straight in
+SECOND_SPEED = 2.75  # pixels per frame, straight in
 PALETTE = np.array(
     [
         (230, 50, 50),
@@ -56,7 +56,7 @@ LAWS = {
 }
 SPLITS = {"train": 1, "validation": 2, "test": 3, "held_out": 4}
 
-_PATCH, _SUB = 24, 8  # pixels of a sprite's side; sub-pixel positions per pixel
+PATCH, SUB = 28, 8  # pixels of a sprite's side; sub-pixel positions per pixel
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def draw_factors(split: str, indices: Sequence[int] | np.ndarray) -> Factors:
 
 
 def _quantise(position: np.ndarray) -> np.ndarray:
-    return np.round(position * _SUB) / _SUB
+    return np.round(position * SUB) / SUB
 
 
 def trajectory(factors: Factors) -> np.ndarray:
@@ -186,11 +186,11 @@ def _polygon(shape: str, radius: float) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def atlas() -> torch.Tensor:
-    """(shape 4, size 3, sub-y 8, sub-x 8, 24, 24) coverage in [0, 1] of every sprite at every 1/8-pixel position."""
-    side = (_PATCH + 1) * _SUB
-    grid = (np.arange(side) + 0.5) / _SUB - _PATCH / 2
+    """(shape 4, size 3, sub-y 8, sub-x 8, 28, 28) coverage in [0, 1] of every sprite at every 1/8-pixel position."""
+    side = (PATCH + 1) * SUB
+    grid = (np.arange(side) + 0.5) / SUB - PATCH / 2
     x, y = np.meshgrid(grid, grid)
-    sprites = np.zeros((4, 3, _SUB, _SUB, _PATCH, _PATCH), np.float32)
+    sprites = np.zeros((4, 3, SUB, SUB, PATCH, PATCH), np.float32)
     for i, shape in enumerate(SHAPES):
         for j, radius in enumerate(RADII):
             if shape == "circle":
@@ -203,22 +203,22 @@ def atlas() -> torch.Tensor:
                         continue
                     crosses = (y0 > y) != (y1 > y)
                     inside ^= crosses & (x < (x1 - x0) * (y - y0) / (y1 - y0) + x0)
-            for dy in range(_SUB):
-                for dx in range(_SUB):
+            for dy in range(SUB):
+                for dx in range(SUB):
                     # A larger sub-position moves the sprite right and down, so the window moves left and up.
-                    shifted = np.roll(inside, (dy, dx), (0, 1))[: _PATCH * _SUB, : _PATCH * _SUB]
-                    sprites[i, j, dy, dx] = shifted.reshape(_PATCH, _SUB, _PATCH, _SUB).mean((1, 3))
+                    shifted = np.roll(inside, (dy, dx), (0, 1))[: PATCH * SUB, : PATCH * SUB]
+                    sprites[i, j, dy, dx] = shifted.reshape(PATCH, SUB, PATCH, SUB).mean((1, 3))
     return torch.from_numpy(sprites)
 
 
 def _sprites(shape: np.ndarray, size: np.ndarray, centre: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Coverage (N, T, 24, 24) and the pixel columns and rows (N, T, 24) that it falls on."""
+    """Coverage (N, T, 28, 28) and the pixel columns and rows (N, T, 28) that it falls on."""
     corner = np.floor(centre).astype(np.int64)
-    sub = np.round((centre - corner) * _SUB).astype(np.int64)
+    sub = np.round((centre - corner) * SUB).astype(np.int64)
     frames = centre.shape[1]
-    flat = ((shape * 3 + size)[:, None].repeat(frames, 1) * _SUB + sub[..., 1]) * _SUB + sub[..., 0]
-    coverage = atlas().view(-1, _PATCH, _PATCH)[torch.from_numpy(flat)]
-    ticks = torch.arange(_PATCH) - _PATCH // 2
+    flat = ((shape * 3 + size)[:, None].repeat(frames, 1) * SUB + sub[..., 1]) * SUB + sub[..., 0]
+    coverage = atlas().view(-1, PATCH, PATCH)[torch.from_numpy(flat)]
+    ticks = torch.arange(PATCH) - PATCH // 2
     pixel = torch.from_numpy(corner)
     return coverage, pixel[..., 0:1] + ticks, pixel[..., 1:2] + ticks
 
@@ -270,11 +270,11 @@ def masks(factors: Factors) -> tuple[torch.Tensor, torch.Tensor]:
         (factors.shape2, np.zeros_like(factors.size), trajectory2(factors)),
     ):
         coverage, columns, rows = _sprites(shape, size, centre)
-        full = torch.zeros(len(factors), FRAMES, SIZE + 2 * _PATCH, SIZE + 2 * _PATCH)
-        ok = ((columns[..., 0] > -2 * _PATCH) & (rows[..., 0] > -2 * _PATCH)).nonzero(as_tuple=True)
+        full = torch.zeros(len(factors), FRAMES, SIZE + 2 * PATCH, SIZE + 2 * PATCH)
+        ok = ((columns[..., 0] > -2 * PATCH) & (rows[..., 0] > -2 * PATCH)).nonzero(as_tuple=True)
         n, t = (k[:, None, None] for k in ok)
-        full[n, t, rows[ok][:, :, None] + _PATCH, columns[ok][:, None, :] + _PATCH] = coverage[ok]
-        drawn.append(full[:, :, _PATCH:-_PATCH, _PATCH:-_PATCH])
+        full[n, t, rows[ok][:, :, None] + PATCH, columns[ok][:, None, :] + PATCH] = coverage[ok]
+        drawn.append(full[:, :, PATCH:-PATCH, PATCH:-PATCH])
     main, second = drawn
     return main, second * (1 - main)
 

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from flgbench.data import shapes
+from flgbench.data.shapes import PATCH, SUB
 
-PATCH, SUB = 24, 8  # a template's side in pixels and sub-pixel positions per pixel, as in `shapes.atlas`
 AREA_RANGE = (0.4, 2.0)  # accepted area as a multiple of the true one
 _RESIDUAL = 40.0  # RGB distance from the line at which a pixel counts half
 _FOREGROUND = 50.0  # RGB distance from the background that makes a pixel foreground
@@ -39,7 +39,7 @@ def harden(coverage: torch.Tensor) -> torch.Tensor:
 
 @lru_cache(maxsize=1)
 def templates() -> torch.Tensor:
-    """(4 shapes, 3 sizes, 8, 8, 24, 24) the atlas as `harden` shows it."""
+    """(4 shapes, 3 sizes, 8, 8, PATCH, PATCH) the atlas as `harden` shows it."""
     return harden(shapes.atlas())
 
 
@@ -55,7 +55,7 @@ def extent(size: np.ndarray) -> np.ndarray:
 
 
 def patches(image: torch.Tensor, centre: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
-    """Windows (..., 24, 24) of `image` (..., 64, 64) around `centre` (..., 2) and their sub-pixel index (..., 2) x, y.
+    """Windows (..., PATCH, PATCH) of `image` (..., 64, 64) around `centre` (..., 2) and their sub-pixel index (..., 2) x, y.
 
     They lie as the atlas's templates do. Outside of the frame is 0; a NaN centre gives a window of the corner.
     """

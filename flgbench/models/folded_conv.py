@@ -41,6 +41,4 @@ def fold_convolutions(vae: AutoencoderKLWan) -> AutoencoderKLWan:
     for module in vae.modules():
         if isinstance(module, WanCausalConv3d):
             module.__class__ = FoldedCausalConv3d
-        elif isinstance(module, torch.nn.Conv2d):
-            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
     return vae

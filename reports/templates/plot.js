@@ -45,7 +45,7 @@ document.addEventListener("DOMContentLoaded", () => {
         : rest.some((o) => above(o.m, p.m) && above(p.s, o.s)) ? "dominated" : "undecided";
     }
     box.querySelector("svg")?.remove();
-    const W = Math.max(300, box.clientWidth), H = W < 560 ? 340 : 430, left = 58, right = 22, top = 18, bottom = 52;
+    const W = Math.max(300, box.clientWidth - 36), H = W < 560 ? 340 : 430, left = 58, right = 22, top = 18, bottom = 52;
     const svg = make("svg", { viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": `${metric.title} against latency` }, box);
     if (!points.length) { make("text", { x: W / 2, y: H / 2, "text-anchor": "middle", class: "axis" }, svg, "no cell has both numbers"); return; }
     const times = points.flatMap((p) => p.s.filter((v) => v > 0)), values = points.flatMap((p) => p.q.filter((v) => v !== null));

@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 from flgbench import flow
 from flgbench.data import shapes
 from flgbench.models.base import Condition
+from flgbench.models.tiny.muon import Muon
 from flgbench.models.wanx import WanX
 
 TEXT_LENGTH, SHIFT, CAPTION_DROPOUT = 20, 3.0, 0.1
@@ -83,7 +84,7 @@ def _optimizers(model: WanX) -> list[torch.optim.Optimizer]:
     everything = [*model.transformer.parameters(), *model.text_encoder.parameters()]
     rest = [p for p in everything if id(p) not in chosen]
     return [
-        torch.optim.Muon(matrices, lr=MUON_LR, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        Muon(matrices, lr=MUON_LR),
         torch.optim.AdamW(rest, lr=ADAM_LR, betas=(0.9, 0.99), weight_decay=0.01),
     ]
 

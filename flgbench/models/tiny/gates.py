@@ -1,0 +1,149 @@
+"""The gates of a tiny teacher: is it good, and does the ground separate? Measured on held-out conditions.
+
+The result is committed beside the weights as `gates.json`; `flgbench pretrain --gates` writes it again.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from flgbench import environment
+from flgbench.contracts import Family
+from flgbench.data import shapes
+from flgbench.metrics import sets
+from flgbench.metrics.stats import bootstrap_mean
+from flgbench.metrics.truth import measure
+from flgbench.models.base import VideoModel
+from flgbench.sampling import SamplerSettings, generate
+
+# name -> (metric, statistic, comparison, limit): what a teacher must reach with Euler 50 x CFG
+TEACHER_GATES = {
+    "main object in every frame": ("presence", "mean", ">=", 0.98),
+    "colour": ("colour", "mean", ">=", 0.98),
+    "shape": ("shape", "mean", ">=", 0.95),
+    "first-half direction": ("direction", "mean", ">=", 0.95),
+    "centroid error at the turn": ("turn_error", "median", "<=", 1.5),
+    "motion ratio, low": ("motion_ratio", "mean", ">=", 0.9),
+    "motion ratio, high": ("motion_ratio", "mean", "<=", 1.1),
+    "second object": ("second_present", "mean", ">=", 0.9),
+    "hidden turn": ("hidden_tv_turn", "value", "<=", 0.15),
+    "hidden side": ("hidden_tv_side", "value", "<=", 0.15),
+    "hidden entry": ("hidden_tv_entry", "value", "<=", 0.15),
+}
+MIDDLE = (4, 5, 6)
+
+
+def weaker_samplers(preset) -> dict[str, SamplerSettings]:
+    """The teacher with fewer and fewer steps, and the few-step sampler on the untrained teacher."""
+    euler = {
+        f"euler {n}": SamplerSettings(num_inference_steps=n, shift=preset.shift) for n in (50, 8, 4, 2, 1)
+    }
+    times = preset.few_step_times
+    return euler | {"renoise 4": SamplerSettings(kind="renoise", num_inference_steps=len(times), times=times)}
+
+
+def measure_gates(family: Family, conditions: int, folder: Path) -> dict[str, Any]:
+    """Measure everything on `conditions` held-out clips and write `folder/gates.json` (not part of the hashes)."""
+    began = time.time()
+    model, preset = family.load("tiny"), family.preset("tiny")
+    factors = shapes.draw_factors("validation", np.arange(conditions))
+    video = shapes.render(factors)
+    condition = model.condition(video[:, 0], shapes.captions(factors))
+    guided = SamplerSettings(
+        num_inference_steps=preset.num_inference_steps, guidance_scale=preset.guidance_scale, shift=preset.shift
+    )
+    rows: dict[str, dict[str, Any]] = {"real": _summary(measure(video, factors))}
+    rows["vae round trip"] = _summary(measure(_round_trip(model, video), factors))
+    rows["vae round trip"]["psnr"] = _psnr(_round_trip(model, video), video)
+    rows["euler 50 x CFG"], seconds = _sampled(model, condition, guided, factors)
+    for name, sampler in weaker_samplers(preset).items():
+        rows[name], _ = _sampled(model, condition, sampler, factors)
+    rows["3 middle blocks deleted"], _ = _sampled(model.without_blocks(MIDDLE), condition, guided, factors)
+    decode = _decode_seconds(model)
+    gates = {name: _judge(rows["euler 50 x CFG"], *gate) for name, gate in TEACHER_GATES.items()}
+    psnr = rows["vae round trip"]["psnr"]
+    gates["VAE round trip PSNR"] = {"value": psnr, "limit": ">= 30", "passed": psnr >= 30}
+    share = decode / _denoise_seconds(model, condition, guided)
+    gates["decode / denoise"] = {"value": share, "limit": "<= 0.1", "passed": share <= 0.1}
+    result = {
+        "command": f"flgbench pretrain --model {family.name} --gates --conditions {conditions}",
+        "conditions": conditions,
+        "split": "validation",
+        "passed": all(g["passed"] for g in gates.values()),
+        "gates": gates,
+        "rows": rows,
+        "seconds": round(time.time() - began, 1),
+        "environment": environment.facts(),
+    }
+    (folder / "gates.json").write_text(json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def _judge(row: dict[str, Any], metric: str, statistic: str, comparison: str, limit: float) -> dict[str, Any]:
+    value = row[metric] if statistic == "value" else row[metric][statistic]
+    passed = value >= limit if comparison == ">=" else value <= limit
+    return {"value": round(value, 4), "limit": f"{comparison} {limit}", "passed": bool(passed)}
+
+
+def _summary(measured: dict[str, np.ndarray]) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for name, values in measured.items():
+        if name.startswith("observed_"):
+            continue
+        seen = np.isfinite(values)
+        if not seen.any():
+            row[name] = {"mean": float("nan"), "n": 0}
+            continue
+        found = bootstrap_mean(values[seen], np.flatnonzero(seen), draws=2000)
+        low, high = round(found.low, 4), round(found.high, 4)
+        median = float(np.median(values[seen]))
+        row[name] = {"mean": found.value, "low": low, "high": high, "median": median, "n": int(seen.sum())}
+    for hidden in ("turn", "side", "entry"):
+        row[f"hidden_tv_{hidden}"] = sets.total_variation(measured[f"observed_{hidden}"], shapes.LAWS[hidden])
+    return row
+
+
+def _sampled(model: VideoModel, condition, sampler: SamplerSettings, factors) -> tuple[dict[str, Any], float]:
+    videos, began = [], time.time()
+    for start in range(0, len(factors), 16):
+        part = slice(start, min(start + 16, len(factors)))
+        ids = [(i, 0) for i in range(part.start, part.stop)]
+        latents, _ = generate(model, condition.select(part), ids, sampler)
+        videos.append(model.decode(latents))
+    return _summary(measure(torch.cat(videos), factors)), time.time() - began
+
+
+def _round_trip(model: VideoModel, video: torch.Tensor) -> torch.Tensor:
+    return torch.cat([model.decode(model.encode_video(v)) for v in video.split(16)])
+
+
+def _psnr(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Mean over clips of each clip's PSNR in dB."""
+    error = (a.float() - b.float()).pow(2).mean(dim=(1, 2, 3, 4)).clamp_min(1e-3)
+    return float((10 * torch.log10(255**2 / error)).mean())
+
+
+def _median_seconds(action, runs: int) -> float:
+    action()
+    times = []
+    for _ in range(runs):
+        began = time.perf_counter()
+        action()
+        times.append(time.perf_counter() - began)
+    return float(np.median(times))
+
+
+def _decode_seconds(model: VideoModel) -> float:
+    latents = torch.zeros(1, *model.latent_shape)
+    return _median_seconds(lambda: model.decode(latents), 5)
+
+
+def _denoise_seconds(model: VideoModel, condition, sampler: SamplerSettings) -> float:
+    one = condition.select(slice(0, 1))
+    return _median_seconds(lambda: generate(model, one, [(0, 0)], sampler), 3)
