@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from flgbench.contracts import Baseline
+from typing import ClassVar
+
+from flgbench.contracts import Baseline, Kind
 from flgbench.sampling import SamplerSettings
 
 
@@ -10,7 +12,7 @@ class Euler(Baseline):
     """The teacher with 50 Euler steps and classifier-free guidance: the reference of every speed-up."""
 
     label = "Euler 50 × CFG (teacher)"
-    kind = "reference"
+    kind: ClassVar[Kind] = "reference"
     changes = "nothing"
 
     def sampler(self) -> SamplerSettings:

@@ -63,9 +63,7 @@ def _names(text: str, kind: str) -> tuple[str, ...]:
     return names
 
 
-def _settings(
-    methods: str, baselines: str, model: str, scale: str, assignments: list[str] | None, **options: Any
-) -> Any:
+def _settings(methods: str, baselines: str, model: str, scale: str, assignments: list[str] | None, **options: Any) -> Any:
     from flgbench.settings import build_settings, parse_assignments
 
     # Names are checked before torch is imported: a typo answers at once.
@@ -194,8 +192,10 @@ def status(name: RunArgument = None, out: Out = Path("flgbench-out"), as_json: A
     for step in json.loads((folder / "plan.json").read_text())["steps"]:
         events = store.events(step["key"])
         last = events[-1] if events else {"event": "waiting"}
-        state = "done" if store.is_done(step["key"]) else {"progress": "running", "started": "running"}.get(
-            last["event"], last["event"]
+        state = (
+            "done"
+            if store.is_done(step["key"])
+            else {"progress": "running", "started": "running"}.get(last["event"], last["event"])
         )
         attempts = sum(e["event"] == "started" for e in events)
         details = {k: v for k, v in last.items() if k in ("fraction", "loss", "reason", "seconds")}
@@ -205,8 +205,8 @@ def status(name: RunArgument = None, out: Out = Path("flgbench-out"), as_json: A
         return
     print(folder.name)
     for line in lines:
-        details = "  ".join(f"{k} {v}" for k, v in line.items() if k not in ("step", "state"))
-        print(f"{line['state']:8} {line['step']:30} {details}")
+        shown = "  ".join(f"{k} {v}" for k, v in line.items() if k not in ("step", "state"))
+        print(f"{line['state']:8} {line['step']:30} {shown}")
 
 
 @app.command(epilog="Example:  flgbench report")
@@ -217,7 +217,12 @@ def report(name: RunArgument = None, out: Out = Path("flgbench-out")) -> None:
     folder = _run_folder(out, name)
     if not (folder / "results.parquet").exists():
         raise UsageError(f"run {folder.name} has no results yet: let `flgbench run` finish, or see `flgbench status`")
-    page = build_report(folder)
+    from reports.data import RunFolderError
+
+    try:
+        page = build_report(folder)
+    except RunFolderError as error:
+        raise UsageError(str(error)) from None
     _print_summary(folder)
     print(f"report: {page}")
 
@@ -286,6 +291,7 @@ def pretrain(
     from flgbench.registry import registry
 
     family = registry("families").get(model)()
+    from flgbench import environment
     from flgbench.models.tiny import gates as gate
     from flgbench.models.tiny import pretrain as recipe
 
@@ -295,7 +301,7 @@ def pretrain(
         from flgbench.run import check_writable
 
         check_writable(check)
-        recipe.export(recipe.pretrain(work), work, folder)
+        recipe.export(recipe.pretrain(work, environment.cores()), work, folder)
         print(f"weights: {folder}")
     print(json.dumps(gate.measure_gates(family, conditions, folder), indent=1))
 

@@ -22,9 +22,22 @@ from flgbench.plan import Cell, Plan, RunSettings
 from flgbench.runner import BLOCKED, CACHED, DONE, FAILED, Status
 from flgbench.store import Store, write_json
 
-COLUMNS = (
-    "run cell method family scale seed condition sample metric value unit higher_is_better status reason".split()
-)
+COLUMNS = [
+    "run",
+    "cell",
+    "method",
+    "family",
+    "scale",
+    "seed",
+    "condition",
+    "sample",
+    "metric",
+    "value",
+    "unit",
+    "higher_is_better",
+    "status",
+    "reason",
+]
 LATENCY = ("text_s", "denoise_s", "decode_s", "end_to_end_s")
 GALLERY_CLIPS = 12
 
@@ -45,9 +58,7 @@ def collect(
     _write_gallery(plan, store, run, folder)
 
 
-def tidy(
-    plan: Plan, store: Store, run: RunSettings, status: Mapping[str, Status], name: str
-) -> pd.DataFrame:
+def tidy(plan: Plan, store: Store, run: RunSettings, status: Mapping[str, Status], name: str) -> pd.DataFrame:
     """The long table: one row a number; a measure that does not exist has one row with status and reason."""
     parts = []
     latency_key = next((k for k, s in plan.steps.items() if s.kind == "latency"), None)
@@ -121,7 +132,7 @@ def _cell_record(cell: Cell, plan: Plan, store: Store, status: Mapping[str, Stat
         "kept_parameters": made["parameters"] / teacher["parameters"] if network else None,
         "kept_blocks": made["blocks"] / teacher["blocks"] if network else None,
         "parameters": made["parameters"] if network else None,
-        "training_passes": sum(f["passes"] for f in trained) if trained else None,
+        "training_passes": round(sum(f["passes"] for f in trained)) if trained else None,
         "training_seconds": sum(f["seconds"] for f in trained) if trained else None,
         "status": state,
         "reason": status[bad].reason if bad else "" if finished else "not finished when this was written",

@@ -15,6 +15,7 @@ from flgbench.sampling import SamplerSettings
 from flgbench.settings import Settings
 from flgbench.stage import Stage
 
+Kind = Literal["reference", "baseline", "control"]
 MethodFamily = Literal["step", "size", "joint", "training-free"]
 
 
@@ -100,7 +101,7 @@ class Baseline(ABC):
     """Something to compare with that makes no student: a sampler of the teacher, or a control without a network."""
 
     label: ClassVar[str]
-    kind: ClassVar[Literal["reference", "baseline", "control"]] = "baseline"
+    kind: ClassVar[Kind] = "baseline"
     changes: ClassVar[str]
 
     def __init__(self, preset: FamilyPreset) -> None:

@@ -71,6 +71,6 @@ def hardware() -> dict[str, str | int]:
 
 def facts() -> dict[str, str]:
     """Everything worth knowing about where a run happened, as flat text."""
-    machine = {"processor": processor(), "cores": str(cores()), "memory": f"{memory_gb()} GiB", "gpu": gpu()}
-    software = {"python": platform.python_version(), "system": platform.platform()}
+    machine = {"cpu": processor(), "threads": str(cores()), "memory": f"{memory_gb()} GiB", "gpu": gpu()}
+    software = {"python": platform.python_version(), "os": platform.platform()}
     return machine | software | {name: package_version(name) for name in PACKAGES} | {"commit": commit()}

@@ -71,7 +71,7 @@ class RunSettings(Settings):
     baselines: tuple[str, ...] = ()
     method_settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
     budget: float = Field(12_000, gt=0, description="network passes of training a method, see flgbench.training")
-    training_clips: int = Field(1024, ge=16)
+    training_clips: int = Field(512, ge=16)
     conditions: int = Field(64, ge=2)
     repeated_conditions: int = Field(8, ge=0, description="conditions sampled with 8 seeds, for the hidden factors")
     pairs: int = Field(20, ge=3, description="timed conditions of the latency protocol")
@@ -120,9 +120,7 @@ def plan(run: RunSettings, hardware: Mapping[str, Any]) -> Plan:
         producer = {"sampler": sampler.model_dump(mode="json")} if sampler else {"baseline": target_of(cls)}
         sample, quality = measure(name, producer, None)
         shown = sampler.model_dump(mode="json") if sampler else {}
-        cells.append(
-            Cell(name, cls.label, cls.kind, "none", cls.changes, sampler, shown, [], [], None, sample, quality)
-        )
+        cells.append(Cell(name, cls.label, cls.kind, "none", cls.changes, sampler, shown, [], [], None, sample, quality))
     for name in run.methods:
         cells.append(_method_cell(run, name, preset, place, {"teacher": teacher, "data": training}, add, measure))
 

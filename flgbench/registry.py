@@ -50,8 +50,7 @@ class Registry:
     def check(self, name: str) -> str:
         if name not in self._targets:
             raise UsageError(
-                f"no {self.kind.rstrip('s')} '{name}'{did_you_mean(name, self._targets)}. "
-                f"Known: {', '.join(self.names())}"
+                f"no {self.kind.rstrip('s')} '{name}'{did_you_mean(name, self._targets)}. Known: {', '.join(self.names())}"
             )
         return name
 

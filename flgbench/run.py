@@ -95,9 +95,7 @@ def plan_record(steps: Plan, settings: RunSettings) -> dict:
     """The plan as JSON: what `status` reads, without importing torch."""
     return {
         "settings": settings.model_dump(mode="json"),
-        "steps": [
-            {"key": key, "kind": s.kind, "name": s.name, "inputs": dict(s.inputs)} for key, s in steps.steps.items()
-        ],
+        "steps": [{"key": key, "kind": s.kind, "name": s.name, "inputs": dict(s.inputs)} for key, s in steps.steps.items()],
         "cells": [c.name for c in steps.cells],
     }
 

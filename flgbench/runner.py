@@ -40,9 +40,7 @@ def needed(plan: Plan, status: dict[str, Status]) -> set[str]:
 
 def _ready(plan: Plan, status: dict[str, Status]) -> Iterable[Step]:
     for key, step in plan.steps.items():
-        if status[key].state == WAITING and all(
-            status[parent].state in (CACHED, DONE) for parent in step.inputs.values()
-        ):
+        if status[key].state == WAITING and all(status[parent].state in (CACHED, DONE) for parent in step.inputs.values()):
             yield step
 
 

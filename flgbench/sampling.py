@@ -64,9 +64,7 @@ class GuidedVelocity:
     `batched` computes both guidance branches in one pass of twice the batch: the same result, but small models gain.
     """
 
-    def __init__(
-        self, model: VideoModel, condition: Condition, guidance_scale: float = 1.0, batched: bool = False
-    ) -> None:
+    def __init__(self, model: VideoModel, condition: Condition, guidance_scale: float = 1.0, batched: bool = False) -> None:
         self.model, self.condition = model, condition
         self.guidance_scale, self.batched = guidance_scale, batched
         self.unconditional = condition.unconditional()

@@ -31,9 +31,7 @@ def _blobs(video: torch.Tensor, track: Track, colour: np.ndarray) -> tuple[np.nd
     away, nearest = torch.cdist(video[n, t, y, x].float(), torch.from_numpy(shapes.PALETTE)).min(1)
     followed = np.linalg.norm(track.reference[:, :, None] - shapes.PALETTE, axis=-1).argmin(-1)
     keep = (
-        (away < _COLOUR_DISTANCE)
-        & (nearest != torch.from_numpy(colour)[n])
-        & (nearest != torch.from_numpy(followed)[n, t])
+        (away < _COLOUR_DISTANCE) & (nearest != torch.from_numpy(colour)[n]) & (nearest != torch.from_numpy(followed)[n, t])
     )
     n, t, y, x, nearest = n[keep], t[keep], y[keep], x[keep], nearest[keep]
     # Only pixels with company of their own colour: random coloured noise is no object. The border of -1 saves a check.

@@ -19,23 +19,15 @@ class MetricInfo:
 
 
 METRICS: dict[str, MetricInfo] = {
-    "joint": MetricInfo(
-        "share", True, "presence, colour, shape, direction and second object all right: the headline", 1.0
-    ),
+    "joint": MetricInfo("share", True, "presence, colour, shape, direction and second object all right: the headline", 1.0),
     "presence": MetricInfo("share", True, "main object found in every frame with 0.4 to 2 times its true area", 1.0),
     "colour": MetricInfo(
         "share", True, "main object's core has the true palette colour (RGB distance <= 60) in >= 90 % of frames", 1.0
     ),
-    "shape": MetricInfo(
-        "share", True, "true silhouette fits best, with IoU >= 0.5, both before and after the turn", 1.0
-    ),
-    "direction": MetricInfo(
-        "share", True, "moved within 20 degrees of the caption's direction between frames 0 and 8", 1.0
-    ),
+    "shape": MetricInfo("share", True, "true silhouette fits best, with IoU >= 0.5, both before and after the turn", 1.0),
+    "direction": MetricInfo("share", True, "moved within 20 degrees of the caption's direction between frames 0 and 8", 1.0),
     "turn_error": MetricInfo("px", False, "centroid error at frame 8, the last frame that is fully determined", 0.0),
-    "motion_ratio": MetricInfo(
-        "ratio", None, "length of the generated path over the true one, in steps of 4 frames", 1.0
-    ),
+    "motion_ratio": MetricInfo("ratio", None, "length of the generated path over the true one, in steps of 4 frames", 1.0),
     "first_frame_psnr": MetricInfo("dB", True, "first frame against the given one (58.9 dB when identical)", None),
     "sharpness_ratio": MetricInfo("ratio", None, "edge response of the main object over that of the true object", 1.0),
     "flicker": MetricInfo("grey levels", False, "mean absolute second time difference of background luminance", 0.0),

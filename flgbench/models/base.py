@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -39,9 +40,7 @@ class Condition:
 
     @staticmethod
     def concatenate(parts: Sequence[Condition]) -> Condition:
-        return replace(
-            parts[0], text=torch.cat([p.text for p in parts]), image=torch.cat([p.image for p in parts])
-        )
+        return replace(parts[0], text=torch.cat([p.text for p in parts]), image=torch.cat([p.image for p in parts]))
 
 
 class PassTally:
@@ -57,14 +56,12 @@ class PassTally:
 class VideoModel(ABC):
     """A denoiser of one family with a list of residual blocks that can be skipped or deleted."""
 
-    transformer: nn.Module
+    transformer: Any  # a diffusers model; an nn.Module with `blocks`, `save_pretrained` and `register_to_config`
     latent_shape: tuple[int, int, int, int]  # C, T, H, W of one clip
     tally: PassTally  # shared by all copies of a model
 
     @abstractmethod
-    def velocity(
-        self, x: torch.Tensor, t: torch.Tensor, condition: Condition, skip: Sequence[int] = ()
-    ) -> torch.Tensor:
+    def velocity(self, x: torch.Tensor, t: torch.Tensor, condition: Condition, skip: Sequence[int] = ()) -> torch.Tensor:
         """Velocity at x (B, C, T, H, W) and times t (B,) in [0, 1]; blocks in `skip` are bypassed whole.
 
         `skip` holds positions in the present list of blocks (0 ... n_blocks - 1).
@@ -92,13 +89,13 @@ class VideoModel(ABC):
     def save(self, folder: Path) -> None:
         """Write the denoiser in diffusers layout (config.json + safetensors)."""
 
-    def copy(self) -> VideoModel:
+    def copy(self) -> Self:
         """A model with its own denoiser weights; encoders are shared."""
         twin = copy.copy(self)
         twin.transformer = copy.deepcopy(self.transformer)
         return twin
 
-    def requires_grad_(self, flag: bool) -> VideoModel:
+    def requires_grad_(self, flag: bool) -> Self:
         self.transformer.requires_grad_(flag)
         return self
 

@@ -16,6 +16,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5EncoderMode
 from flgbench.models.base import Condition, PassTally, VideoModel
 from flgbench.models.folded_conv import fold_convolutions
 
+# Beside config.json, not in it: diffusers warns of every key that its model does not know.
+KEPT_BLOCKS = "kept_blocks.json"
+
 
 class WanX(VideoModel):
     """A Wan image-to-video model: first-frame latents and a mask are concatenated to the 16 noisy channels.
@@ -31,7 +34,6 @@ class WanX(VideoModel):
         tokenizer: PreTrainedTokenizerBase,
         clip_shape: tuple[int, int, int],
         text_length: int,
-        kept_blocks: Sequence[int] | None = None,
         negative_caption: str = "",
     ) -> None:
         self.transformer, self.vae = transformer, vae
@@ -39,7 +41,7 @@ class WanX(VideoModel):
         self.text_length, self.negative_caption = text_length, negative_caption
         self.tally = PassTally()
         self.n_teacher_blocks = len(transformer.blocks)
-        self._kept = tuple(range(len(transformer.blocks))) if kept_blocks is None else tuple(kept_blocks)
+        self._kept = tuple(range(len(transformer.blocks)))
         frames, height, width = clip_shape
         self.stride = (vae.config.scale_factor_temporal, vae.config.scale_factor_spatial)
         self.clip_shape = clip_shape
@@ -51,11 +53,10 @@ class WanX(VideoModel):
         )
 
     @classmethod
-    def load(cls, folder: Path, transformer: Path | None = None) -> WanX:
-        """Load a diffusers folder; `transformer` names another denoiser's folder (a student). Frozen, eval mode, fp32."""
+    def load(cls, folder: Path) -> WanX:
+        """Load a diffusers folder with a `flgbench.json` beside its parts. Frozen, eval mode, fp32."""
         config = json.loads((folder / "flgbench.json").read_text())
-        transformer = transformer or folder / "transformer"
-        denoiser = WanTransformer3DModel.from_pretrained(transformer, torch_dtype=torch.float32)
+        denoiser = WanTransformer3DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32)
         vae = AutoencoderKLWan.from_pretrained(folder / "vae", torch_dtype=torch.float32)
         text_encoder = UMT5EncoderModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
         for module in (denoiser, vae, text_encoder):
@@ -67,7 +68,6 @@ class WanX(VideoModel):
             AutoTokenizer.from_pretrained(folder / "tokenizer"),
             tuple(config["clip_shape"]),
             config["text_length"],
-            json.loads((transformer / "config.json").read_text()).get("kept_blocks"),
             config["negative_caption"],
         )
 
@@ -75,7 +75,7 @@ class WanX(VideoModel):
         """The same encoders with the denoiser stored in `folder`."""
         denoiser = WanTransformer3DModel.from_pretrained(folder, torch_dtype=torch.float32)
         twin = self._twin(denoiser.requires_grad_(False).eval())
-        twin._kept = tuple(json.loads((folder / "config.json").read_text()).get("kept_blocks", twin._kept))
+        twin._kept = tuple(json.loads((folder / KEPT_BLOCKS).read_text()))
         return twin
 
     def _twin(self, transformer: WanTransformer3DModel) -> WanX:
@@ -101,9 +101,7 @@ class WanX(VideoModel):
         finally:
             self.transformer.blocks = blocks
 
-    def velocity(
-        self, x: torch.Tensor, t: torch.Tensor, condition: Condition, skip: Sequence[int] = ()
-    ) -> torch.Tensor:
+    def velocity(self, x: torch.Tensor, t: torch.Tensor, condition: Condition, skip: Sequence[int] = ()) -> torch.Tensor:
         if skip:
             with self._skipping(skip):
                 return self.velocity(x, t, condition)
@@ -127,14 +125,13 @@ class WanX(VideoModel):
         return twin
 
     def save(self, folder: Path) -> None:
-        self.transformer.register_to_config(num_layers=len(self.blocks), kept_blocks=list(self._kept))
+        self.transformer.register_to_config(num_layers=len(self.blocks))
         self.transformer.save_pretrained(folder)
+        (folder / KEPT_BLOCKS).write_text(json.dumps(list(self._kept)))
 
     def _statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
         shape = (1, -1, 1, 1, 1)
-        return torch.tensor(self.vae.config.latents_mean).view(shape), torch.tensor(self.vae.config.latents_std).view(
-            shape
-        )
+        return torch.tensor(self.vae.config.latents_mean).view(shape), torch.tensor(self.vae.config.latents_std).view(shape)
 
     @torch.no_grad()
     def _encode(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -169,6 +166,4 @@ class WanX(VideoModel):
         return torch.cat([mask, latents], dim=1)
 
     def condition(self, images: torch.Tensor, captions: Sequence[str]) -> Condition:
-        return Condition(
-            self.encode_text(captions), self.encode_text([self.negative_caption]), self.encode_image(images)
-        )
+        return Condition(self.encode_text(captions), self.encode_text([self.negative_caption]), self.encode_image(images))

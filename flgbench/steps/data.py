@@ -15,7 +15,7 @@ from flgbench.plan import Step
 from flgbench.steps.loading import load_teacher
 from flgbench.store import Store
 
-CLIPS_AT_ONCE = 32
+CLIPS_AT_ONCE = 16
 
 
 def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:

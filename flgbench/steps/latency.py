@@ -10,6 +10,7 @@ import random
 import resource
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
 
     rows, warmups = [], {}
     for name in samplers:
-        warmups[name] = warm_up(lambda name=name: time_clip(models[name], samplers[name], images[:1], captions[:1], 0))
+        warmups[name] = warm_up(partial(time_clip, models[name], samplers[name], images[:1], captions[:1], 0))
     order = random.Random(0)
     for pair in range(settings["pairs"]):
         names = list(samplers)

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 from flgbench.data import shapes
 from flgbench.metrics import sets
-from flgbench.metrics.truth import METRICS, measure, select
+from flgbench.metrics.table import METRICS, SET_METRICS
+from flgbench.metrics.truth import measure, select
 from flgbench.plan import Step
 from flgbench.steps.loading import test_factors
 from flgbench.store import Store
@@ -43,8 +44,9 @@ def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
         pd.DataFrame({"metric": list(whole), "condition": -1, "sample": 0, "value": [float(v) for v in whole.values()]})
     )
     table = pd.concat(tables, ignore_index=True)
-    table["unit"] = [METRICS[m].unit for m in table["metric"]]
-    table["higher_is_better"] = [METRICS[m].higher_is_better for m in table["metric"]]
+    known = METRICS | SET_METRICS
+    table["unit"] = [known[m].unit for m in table["metric"]]
+    table["higher_is_better"] = [known[m].higher_is_better for m in table["metric"]]
     missing = table["value"].isna()
     table["status"] = np.where(missing, "missing", "ok")
     table["reason"] = np.where(missing, "not observable in this clip", "")

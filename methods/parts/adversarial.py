@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -22,7 +24,8 @@ class FeatureDiscriminator(nn.Module):
         self._tokens: list[torch.Tensor] = []
         model.blocks[block].register_forward_hook(lambda module, inputs, output: self._keep(output))
         self._listening = False
-        width = model.blocks[block].norm1.normalized_shape[0]
+        watched: Any = model.blocks[block]
+        width = int(watched.norm1.normalized_shape[0])
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1))
 
     def _keep(self, tokens: torch.Tensor) -> None:

@@ -33,9 +33,7 @@ class RecoverySettings(Settings):
     )
 
 
-def recovery_loss(
-    pruned: torch.Tensor, dense: torch.Tensor, truth: torch.Tensor, alpha: float
-) -> dict[str, torch.Tensor]:
+def recovery_loss(pruned: torch.Tensor, dense: torch.Tensor, truth: torch.Tensor, alpha: float) -> dict[str, torch.Tensor]:
     """The two squared errors of the pruned velocity, against the dense one (no gradient) and the truth, and their mix."""
     distillation = (pruned - dense.detach()).pow(2).mean()
     ground_truth = (pruned - truth).pow(2).mean()

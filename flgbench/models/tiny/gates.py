@@ -41,9 +41,7 @@ MIDDLE = (4, 5, 6)
 
 def weaker_samplers(preset) -> dict[str, SamplerSettings]:
     """The teacher with fewer and fewer steps, and the few-step sampler on the untrained teacher."""
-    euler = {
-        f"euler {n}": SamplerSettings(num_inference_steps=n, shift=preset.shift) for n in (50, 8, 4, 2, 1)
-    }
+    euler = {f"euler {n}": SamplerSettings(num_inference_steps=n, shift=preset.shift) for n in (50, 8, 4, 2, 1)}
     times = preset.few_step_times
     return euler | {"renoise 4": SamplerSettings(kind="renoise", num_inference_steps=len(times), times=times)}
 
@@ -61,10 +59,10 @@ def measure_gates(family: Family, conditions: int, folder: Path) -> dict[str, An
     rows: dict[str, dict[str, Any]] = {"real": _summary(measure(video, factors))}
     rows["vae round trip"] = _summary(measure(_round_trip(model, video), factors))
     rows["vae round trip"]["psnr"] = _psnr(_round_trip(model, video), video)
-    rows["euler 50 x CFG"], seconds = _sampled(model, condition, guided, factors)
+    rows["euler 50 x CFG"] = _sampled(model, condition, guided, factors)
     for name, sampler in weaker_samplers(preset).items():
-        rows[name], _ = _sampled(model, condition, sampler, factors)
-    rows["3 middle blocks deleted"], _ = _sampled(model.without_blocks(MIDDLE), condition, guided, factors)
+        rows[name] = _sampled(model, condition, sampler, factors)
+    rows["3 middle blocks deleted"] = _sampled(model.without_blocks(MIDDLE), condition, guided, factors)
     decode = _decode_seconds(model)
     gates = {name: _judge(rows["euler 50 x CFG"], *gate) for name, gate in TEACHER_GATES.items()}
     psnr = rows["vae round trip"]["psnr"]
@@ -109,14 +107,14 @@ def _summary(measured: dict[str, np.ndarray]) -> dict[str, Any]:
     return row
 
 
-def _sampled(model: VideoModel, condition, sampler: SamplerSettings, factors) -> tuple[dict[str, Any], float]:
-    videos, began = [], time.time()
+def _sampled(model: VideoModel, condition, sampler: SamplerSettings, factors) -> dict[str, Any]:
+    videos = []
     for start in range(0, len(factors), 16):
         part = slice(start, min(start + 16, len(factors)))
         ids = [(i, 0) for i in range(part.start, part.stop)]
         latents, _ = generate(model, condition.select(part), ids, sampler)
         videos.append(model.decode(latents))
-    return _summary(measure(torch.cat(videos), factors)), time.time() - began
+    return _summary(measure(torch.cat(videos), factors))
 
 
 def _round_trip(model: VideoModel, video: torch.Tensor) -> torch.Tensor:

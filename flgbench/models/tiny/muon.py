@@ -9,6 +9,8 @@ from collections.abc import Iterable
 
 import torch
 
+from flgbench.models.tiny import parallel
+
 
 def orthogonalise(matrix: torch.Tensor, iterations: int = 5) -> torch.Tensor:
     """Nearest semi-orthogonal matrix, roughly (singular values 0.7 to 1.2), by the quintic Newton-Schulz iteration."""
@@ -30,13 +32,17 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure=None):
         for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is None:
-                    continue
+            weights = [w for w in group["params"] if w.grad is not None]
+            directions = [torch.zeros_like(w) for w in weights]
+            for i, weight in enumerate(weights):
                 buffer = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
                 buffer.lerp_(weight.grad, 1 - group["momentum"])
-                nesterov = weight.grad.lerp(buffer, group["momentum"])
-                update = orthogonalise(nesterov.reshape(len(weight), -1))
-                scale = 0.2 * max(update.shape) ** 0.5
+                # The processes share the work: each orthogonalises its part, the sum brings the parts together.
+                if i % parallel.processes() == parallel.rank():
+                    nesterov = weight.grad.lerp(buffer, group["momentum"])
+                    directions[i] = orthogonalise(nesterov.reshape(len(weight), -1)).reshape(weight.shape)
+            parallel.sum_over_processes(directions)
+            for weight, direction in zip(weights, directions, strict=True):
+                scale = 0.2 * max(len(weight), weight[0].numel()) ** 0.5
                 weight.mul_(1 - group["lr"] * group["decay"])
-                weight.add_(update.view_as(weight), alpha=-group["lr"] * scale)
+                weight.add_(direction, alpha=-group["lr"] * scale)

@@ -6,7 +6,7 @@ Small networks leave half of two cores idle when one process uses two threads; t
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,7 @@ import torch.multiprocessing as mp
 def launch(function: Callable[..., None], processes: int, *arguments: Any) -> None:
     """Run `function(*arguments)` in every process of a gloo group; an error in one ends all and is raised."""
     with tempfile.TemporaryDirectory() as folder:
-        mp.start_processes(
-            _enter, args=(function, processes, str(Path(folder) / "meet"), arguments), nprocs=processes
-        )
+        mp.start_processes(_enter, args=(function, processes, str(Path(folder) / "meet"), arguments), nprocs=processes)
 
 
 def _enter(rank: int, function: Callable[..., None], processes: int, meeting: str, arguments: tuple) -> None:
@@ -40,15 +38,20 @@ def processes() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Replace every gradient by its mean over the processes; nothing to do for one process."""
+def sum_over_processes(tensors: Sequence[torch.Tensor]) -> None:
+    """Replace every tensor by its sum over the processes, in one message."""
     if processes() == 1:
         return
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in gradients])
+    flat = torch.cat([t.flatten() for t in tensors])
     dist.all_reduce(flat)
-    flat /= processes()
     offset = 0
-    for gradient in gradients:
-        gradient.copy_(flat[offset : offset + gradient.numel()].view_as(gradient))
-        offset += gradient.numel()
+    for tensor in tensors:
+        tensor.copy_(flat[offset : offset + tensor.numel()].view_as(tensor))
+        offset += tensor.numel()
+
+
+def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Replace every gradient by its mean over the processes; nothing to do for one process."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    sum_over_processes(gradients)
+    torch._foreach_div_(gradients, processes())

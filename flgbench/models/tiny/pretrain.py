@@ -16,10 +16,11 @@ from safetensors.torch import load_file, save_file
 
 from flgbench.data import shapes
 from flgbench.models.families import write_hashes
-from flgbench.models.tiny import wanx, wanx_vae
+from flgbench.models.folded_conv import fold_convolutions
+from flgbench.models.tiny import parallel, wanx, wanx_vae
 from flgbench.models.wanx import WanX
 
-CLIPS, STEPS = 12_288, 14_000
+CLIPS, STEPS = 10_240, 6_000
 
 
 def set_latent_statistics(vae: AutoencoderKLWan, clips: int = 512) -> None:
@@ -28,22 +29,57 @@ def set_latent_statistics(vae: AutoencoderKLWan, clips: int = 512) -> None:
     with torch.no_grad():
         parts = [vae.encode(wanx_vae.to_model_range(v)).latent_dist.mode() for v in video.split(32)]
     latents = torch.cat(parts)
-    vae.register_to_config(
-        latents_mean=latents.mean((0, 2, 3, 4)).tolist(), latents_std=latents.std((0, 2, 3, 4)).tolist()
-    )
+    vae.register_to_config(latents_mean=latents.mean((0, 2, 3, 4)).tolist(), latents_std=latents.std((0, 2, 3, 4)).tolist())
 
 
-def pretrain(work: Path, vae_steps: int = wanx_vae.STEPS, dit_steps: int = STEPS, clips: int = CLIPS) -> WanX:
-    """Train what is not trained yet in `work` and return the teacher."""
-    vae = wanx_vae.train(work, vae_steps)
-    set_latent_statistics(vae)
-    model = wanx.build(vae)
-    encoded = work / f"latents-{clips}.safetensors"
-    if not encoded.exists():
-        partial = encoded.with_suffix(".partial")
-        save_file(wanx.encode_clips(model, "train", clips), partial)
-        partial.replace(encoded)
-    return wanx.train(model, load_file(encoded), work, dit_steps)
+def pretrain(work: Path, processes: int) -> WanX:
+    """Train what is not trained yet in `work`, on `processes` cores, and return the teacher."""
+    parallel.launch(_train_vae, processes, work)
+    parallel.launch(_encode, processes, work)
+    parallel.launch(_train_denoiser, processes, work)
+    return load_trained(work)
+
+
+def _train_vae(work: Path) -> None:
+    vae = wanx_vae.train(work)
+    if parallel.rank() == 0:
+        set_latent_statistics(vae)
+        vae.save_pretrained(work / "vae")
+
+
+def _vae(work: Path) -> AutoencoderKLWan:
+    vae = AutoencoderKLWan.from_pretrained(work / "vae", torch_dtype=torch.float32)
+    return fold_convolutions(vae).requires_grad_(False).eval()
+
+
+def _encode(work: Path) -> None:
+    """Each process encodes its contiguous part of the clips."""
+    part = parallel.rank()
+    path = work / f"latents-{part}.safetensors"
+    if path.exists():
+        return
+    share = CLIPS // parallel.processes()
+    partial = path.with_suffix(".partial")
+    save_file(wanx.encode_clips(wanx.build(_vae(work)), "train", part * share, share), partial)
+    partial.replace(path)
+
+
+def _latents(work: Path) -> dict[str, torch.Tensor]:
+    paths = sorted(work.glob("latents-*.safetensors"))
+    parts = [load_file(p) for p in paths]
+    return {key: torch.cat([p[key] for p in parts]) for key in ("video", "image")}
+
+
+def _train_denoiser(work: Path) -> None:
+    wanx.train(wanx.build(_vae(work)), _latents(work), work, STEPS)
+
+
+def load_trained(work: Path) -> WanX:
+    """The EMA model of the latest checkpoint in `work`."""
+    model = wanx.build(_vae(work))
+    saved = load_file(work / "dit-checkpoint.safetensors")
+    prefix = "tensor/"
+    return wanx.with_weights(model, {k[len(prefix) :]: v for k, v in saved.items() if k.startswith(prefix)})
 
 
 def export(model: WanX, work: Path, folder: Path) -> None:
@@ -93,6 +129,8 @@ def export(model: WanX, work: Path, folder: Path) -> None:
     for log in ("vae-log.jsonl", "dit-log.jsonl"):
         if (work / log).exists():
             shutil.copy(work / log, partial / log)
+    for path in partial.rglob("*.safetensors"):
+        path.chmod(0o644)
     write_hashes(partial)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)

@@ -1,7 +1,7 @@
 """Train tiny wanx: UMT5 text encoder and `WanTransformer3DModel` together, on latents of the tiny autoencoder.
 
 Hidden matrices are trained with Muon, everything else with AdamW; the learning rate is constant and falls to zero over
-the last quarter of the steps, so a longer training can go on from any checkpoint of the constant part. The shipped
+the last third of the steps, so a longer training can go on from any checkpoint of the constant part. The shipped
 weights are the EMA.
 """
 
@@ -15,14 +15,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import WanTransformer3DModel
-from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from flgbench import flow
+from flgbench.checkpoint import load_checkpoint, save_checkpoint
 from flgbench.data import shapes
 from flgbench.models.base import Condition
+from flgbench.models.tiny import parallel
 from flgbench.models.tiny.muon import Muon
 from flgbench.models.wanx import WanX
 
@@ -42,7 +43,8 @@ TRANSFORMER = {
     "rope_max_seq_len": 64,
 }
 TEXT = {"d_model": 64, "d_kv": 16, "num_heads": 4, "d_ff": 128, "num_layers": 2, "dropout_rate": 0.0}
-BATCH, MUON_LR, ADAM_LR, EMA_DECAY, SEED = 16, 2e-3, 1e-3, 0.999, 0
+BATCH, MUON_LR, ADAM_LR, EMA_DECAY, SEED = 32, 2e-3, 1e-3, 0.998, 0
+DECAY = 0.35  # share of the steps over which the learning rate falls to zero
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -68,11 +70,11 @@ def build(vae) -> WanX:
 
 
 @torch.no_grad()
-def encode_clips(model: WanX, split: str, count: int, batch: int = 32) -> dict[str, torch.Tensor]:
-    """Latents of clips 0..count-1: `video` and `image`, both (count, 16, 5, 8, 8) fp16, without caption embeddings."""
+def encode_clips(model: WanX, split: str, first: int, count: int, batch: int = 32) -> dict[str, torch.Tensor]:
+    """Latents of `count` clips from `first` on: `video` and `image`, both (count, 16, 5, 8, 8) fp16."""
     video, image = [], []
-    for start in range(0, count, batch):
-        clips = shapes.render(shapes.draw_factors(split, np.arange(start, min(start + batch, count))))
+    for start in range(first, first + count, batch):
+        clips = shapes.render(shapes.draw_factors(split, np.arange(start, min(start + batch, first + count))))
         video.append(model.encode_video(clips).half())
         image.append(model.encode_image(clips[:, 0])[:, 4:].half())
     return {"video": torch.cat(video), "image": torch.cat(image)}
@@ -122,29 +124,32 @@ def train(model: WanX, data: dict[str, torch.Tensor], folder: Path, steps: int, 
     optimizers = _optimizers(model)
     shadow = {k: v.clone() for k, v in _weights(model).items()}
     checkpoint, first = folder / "dit-checkpoint.safetensors", 0
+    modules = {"transformer": model.transformer, "text_encoder": model.text_encoder}
+    named = dict(zip(("muon", "adam"), optimizers, strict=True))
     if checkpoint.exists():
-        first = _load_checkpoint(checkpoint, model, shadow, optimizers)
-    peak = [g["lr"] for o in optimizers for g in o.param_groups]
-    if first:
-        peak = [MUON_LR, ADAM_LR]
+        shadow, scalars = load_checkpoint(checkpoint, modules, named)
+        first = int(scalars["step"])
     began = time.monotonic()
     for step in range(first, steps):
         # Every step has its own generator: resuming needs no random state.
-        generator = torch.Generator().manual_seed(SEED * 1_000_003 + step)
-        index = torch.randint(count, (BATCH,), generator=generator)
+        generator = torch.Generator().manual_seed((SEED * 1_000_003 + step) * parallel.processes() + parallel.rank())
+        batch = BATCH // parallel.processes()
+        index = torch.randint(count, (batch,), generator=generator)
         x0 = data["video"][index].float()
-        image = torch.cat([mask_channels.expand(BATCH, -1, -1, -1, -1), data["image"][index].float()], dim=1)
+        image = torch.cat([mask_channels.expand(batch, -1, -1, -1, -1), data["image"][index].float()], dim=1)
         noise = torch.randn(x0.shape, generator=generator)
-        t = flow.shift(torch.rand(BATCH, generator=generator), SHIFT)
-        text = _embed(model, tokens, index, torch.rand(BATCH, generator=generator) < CAPTION_DROPOUT)
+        t = flow.shift(torch.rand(batch, generator=generator), SHIFT)
+        text = _embed(model, tokens, index, torch.rand(batch, generator=generator) < CAPTION_DROPOUT)
         velocity = model.velocity(flow.interpolate(x0, noise, t), t, Condition(text, text[:1], image))
         loss = (velocity - flow.velocity_target(x0, noise)).pow(2).mean()
         for optimizer in optimizers:
             optimizer.zero_grad()
         loss.backward()
-        norm = nn.utils.clip_grad_norm_([*model.transformer.parameters(), *model.text_encoder.parameters()], 1.0)
-        factor = min(1.0, (step + 1) / 200, (steps - step) / (0.25 * steps))
-        for optimizer, lr in zip(optimizers, peak, strict=True):
+        parameters = [*model.transformer.parameters(), *model.text_encoder.parameters()]
+        parallel.average_gradients(parameters)
+        norm = nn.utils.clip_grad_norm_(parameters, 1.0)
+        factor = min(1.0, (step + 1) / 200, (steps - step) / (DECAY * steps))
+        for optimizer, lr in zip(optimizers, (MUON_LR, ADAM_LR), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = lr * factor
             optimizer.step()
@@ -152,7 +157,7 @@ def train(model: WanX, data: dict[str, torch.Tensor], folder: Path, steps: int, 
             decay = min(EMA_DECAY, (step + 1) / (step + 10))
             weights = _weights(model)
             torch._foreach_lerp_(list(shadow.values()), [weights[k] for k in shadow], 1 - decay)
-        if (step + 1) % report_every == 0:
+        if (step + 1) % report_every == 0 and parallel.rank() == 0:
             line = {
                 "step": step + 1,
                 "seconds": round(time.monotonic() - began, 1),
@@ -162,8 +167,8 @@ def train(model: WanX, data: dict[str, torch.Tensor], folder: Path, steps: int, 
             }
             with (folder / "dit-log.jsonl").open("a") as log:
                 log.write(json.dumps(line) + "\n")
-        if (step + 1) % 500 == 0 or step + 1 == steps:
-            _save_checkpoint(checkpoint, model, shadow, optimizers, step + 1)
+        if ((step + 1) % 250 == 0 or step + 1 == steps) and parallel.rank() == 0:
+            save_checkpoint(checkpoint, modules, named, shadow, {"step": step + 1})
     return with_weights(model, shadow)
 
 
@@ -175,32 +180,3 @@ def with_weights(model: WanX, weights: dict[str, torch.Tensor]) -> WanX:
         module.load_state_dict({k.split(".", 1)[1]: v for k, v in weights.items() if k.startswith(name + ".")})
         module.requires_grad_(False).eval()
     return twin
-
-
-def _save_checkpoint(path: Path, model: WanX, shadow: dict, optimizers: list, step: int) -> None:
-    tensors = {f"model.{k}": v for k, v in _weights(model).items()} | {f"ema.{k}": v for k, v in shadow.items()}
-    for n, optimizer in enumerate(optimizers):
-        for i, state in optimizer.state_dict()["state"].items():
-            for key, value in state.items():
-                tensors[f"optimizer.{n}.{i}.{key}"] = torch.as_tensor(value)
-    tensors["step"] = torch.tensor(step)
-    partial = path.with_suffix(".partial")
-    save_file({k: v.detach().clone().contiguous() for k, v in tensors.items()}, partial)
-    partial.replace(path)
-
-
-def _load_checkpoint(path: Path, model: WanX, shadow: dict, optimizers: list) -> int:
-    tensors = load_file(path)
-    for name, module in (("transformer", model.transformer), ("text_encoder", model.text_encoder)):
-        prefix = f"model.{name}."
-        module.load_state_dict({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
-    for key in shadow:
-        shadow[key] = tensors[f"ema.{key}"]
-    for n, optimizer in enumerate(optimizers):
-        state: dict = {}
-        for key, value in tensors.items():
-            if key.startswith(f"optimizer.{n}."):
-                _, _, i, field = key.split(".")
-                state.setdefault(int(i), {})[field] = value
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return int(tensors["step"])
