@@ -26,7 +26,6 @@ class FamilyPreset:
     shift: float
     guidance_scale: float
     num_inference_steps: int
-    few_step_times: tuple[float, ...]
     clip: tuple[int, int, int]  # frames, height, width
     fps: int
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from flgbench import flow
 from flgbench.models.base import Condition, VideoModel
@@ -38,13 +38,6 @@ class SamplerSettings(Settings):
     num_inference_steps: int = Field(50, ge=1, le=1000)
     guidance_scale: float = Field(1.0, ge=1.0)
     shift: float = Field(3.0, gt=0)
-    times: tuple[float, ...] | None = Field(None, description="explicit times before the final 0; overrides shift")
-
-    @model_validator(mode="after")
-    def _times_fit(self) -> SamplerSettings:
-        if self.times is not None and len(self.times) != self.num_inference_steps:
-            raise ValueError(f"times has {len(self.times)} entries for {self.num_inference_steps} steps")
-        return self
 
     @property
     def nfe(self) -> int:
@@ -53,9 +46,7 @@ class SamplerSettings(Settings):
 
     def schedule(self) -> torch.Tensor:
         """(steps + 1,) times from 1 to 0."""
-        if self.times is None:
-            return flow.euler_times(self.num_inference_steps, self.shift)
-        return torch.tensor([*self.times, 0.0])
+        return flow.euler_times(self.num_inference_steps, self.shift)
 
 
 class GuidedVelocity:

@@ -19,5 +19,4 @@ class DMD2(Method):
         return [StageSpec("match", DistributionMatching, self.settings, budget_share=1.0)]
 
     def sampler(self) -> SamplerSettings:
-        times = self.settings.times
-        return SamplerSettings(kind="renoise", num_inference_steps=len(times), times=times)
+        return SamplerSettings(kind="renoise", num_inference_steps=self.settings.steps, shift=self.settings.shift)

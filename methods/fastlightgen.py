@@ -63,5 +63,5 @@ class FastLightGen(Method):
         ]
 
     def sampler(self) -> SamplerSettings:
-        times = self.settings.match.times
-        return SamplerSettings(kind="renoise", num_inference_steps=len(times), times=times)
+        match = self.settings.match
+        return SamplerSettings(kind="renoise", num_inference_steps=match.steps, shift=match.shift)

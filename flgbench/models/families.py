@@ -26,7 +26,6 @@ class WanXFamily(Family):
             shift=3.0,
             guidance_scale=3.0,
             num_inference_steps=50,
-            few_step_times=(1.0, 0.9, 0.75, 0.5),
             clip=(17, 64, 64),
             fps=8,
         )

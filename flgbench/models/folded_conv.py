@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
-from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, patchify, unpatchify
 
 
 class FoldedCausalConv3d(WanCausalConv3d):
@@ -42,3 +42,32 @@ def fold_convolutions(vae: AutoencoderKLWan) -> AutoencoderKLWan:
         if isinstance(module, WanCausalConv3d):
             module.__class__ = FoldedCausalConv3d
     return vae
+
+
+def encode_in_two_chunks(vae: AutoencoderKLWan, pixels: torch.Tensor) -> torch.Tensor:
+    """Posterior mode (B, z, T', H', W') of pixels (B, 3, T, H, W), as `vae.encode(pixels).latent_dist.mode()`.
+
+    Wan's own loop takes four frames at a time to save memory. Its caches hold for chunks of any length, so a short clip
+    goes through in two: the first frame, and the rest.
+    """
+    vae.clear_cache()
+    patches = patchify(pixels, vae.config.patch_size) if vae.config.patch_size else pixels
+    parts = []
+    for chunk in (patches[:, :, :1], patches[:, :, 1:]):
+        if chunk.shape[2]:
+            parts.append(vae.encoder(chunk, feat_cache=vae._enc_feat_map, feat_idx=[0]))
+    vae.clear_cache()
+    return vae.quant_conv(torch.cat(parts, dim=2)).chunk(2, dim=1)[0]
+
+
+def decode_in_two_chunks(vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:
+    """Pixels (B, 3, T, H, W) in [-1, 1], as `vae.decode(latents).sample`, in two chunks as above."""
+    vae.clear_cache()
+    x = vae.post_quant_conv(latents)
+    parts = []
+    for first, chunk in ((True, x[:, :, :1]), (False, x[:, :, 1:])):
+        if chunk.shape[2]:
+            parts.append(vae.decoder(chunk, feat_cache=vae._feat_map, feat_idx=[0], first_chunk=first))
+    vae.clear_cache()
+    pixels = torch.cat(parts, dim=2)
+    return (unpatchify(pixels, vae.config.patch_size) if vae.config.patch_size else pixels).clamp(-1, 1)

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5EncoderModel
 
 from flgbench.models.base import Condition, PassTally, VideoModel
-from flgbench.models.folded_conv import fold_convolutions
+from flgbench.models.folded_conv import decode_in_two_chunks, encode_in_two_chunks, fold_convolutions
 
 # Beside config.json, not in it: diffusers warns of every key that its model does not know.
 KEPT_BLOCKS = "kept_blocks.json"
@@ -136,7 +136,7 @@ class WanX(VideoModel):
     @torch.no_grad()
     def _encode(self, pixels: torch.Tensor) -> torch.Tensor:
         mean, std = self._statistics()
-        return (self.vae.encode(pixels).latent_dist.mode() - mean) / std
+        return (encode_in_two_chunks(self.vae, pixels) - mean) / std
 
     def encode_video(self, video: torch.Tensor) -> torch.Tensor:
         return self._encode(video.permute(0, 4, 1, 2, 3).float().div(127.5).sub(1))
@@ -144,7 +144,7 @@ class WanX(VideoModel):
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         mean, std = self._statistics()
-        pixels = self.vae.decode(latents * std + mean, return_dict=False)[0]
+        pixels = decode_in_two_chunks(self.vae, latents * std + mean)
         return pixels.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 4, 1)
 
     @torch.no_grad()

@@ -18,9 +18,9 @@ from methods.parts.adversarial import FeatureDiscriminator, discriminator_loss, 
 
 
 class MatchSettings(Settings):
-    """Distribution matching. Times are those of the few-step sampler, before the final 0."""
+    """Distribution matching for a student of `steps` passes at the shifted uniform times (4 steps: 1, .9, .75, .5)."""
 
-    times: tuple[float, ...] = Field((1.0, 0.9, 0.75, 0.5), description="INFERRED: the paper's 4 timesteps unknown")
+    steps: int = Field(4, ge=1, le=50, description="passes of the student; the paper's comparison uses 4")
     lr: float = Field(5e-5, gt=0, description="INFERRED at this scale; DMD2's SDXL and FastLightGen's 14B use 5e-7")
     fake_lr: float = Field(1e-4, gt=0, description="INFERRED at this scale")
     fake_updates: int = Field(3, ge=1, description="INFERRED at this scale: critic updates per student update; DMD2: 5")
@@ -28,7 +28,9 @@ class MatchSettings(Settings):
     beta1_spread: float = Field(0.0, ge=0, description="beta1 ~ U(beta1 - spread, beta1 + spread) in each iteration")
     beta2: float = Field(0.0, ge=0, description="guidance of the dense over the pruned teacher; 0 is plain DMD2")
     beta2_spread: float = Field(0.0, ge=0, description="beta2 ~ U(beta2 - spread, beta2 + spread) in each iteration")
-    shift: float = Field(3.0, gt=0, description="INFERRED: shift of the renoising times")
+    shift: float = Field(
+        3.0, gt=0, description="INFERRED: of the student's and the renoising times; the paper's 4 timesteps are unknown"
+    )
     backward_simulation: bool = Field(True, description="train on the student's own intermediate samples; DMD2 §4.5")
     gan_weight: float = Field(0.0, ge=0, description="weight of the adversarial term on teacher features; off as in [P]")
 
@@ -69,7 +71,7 @@ class DistributionMatching(TrainedStage):
         self.redundant: list[int] = roles.json("importance", "importance.json")["redundant"] if pruned else []
         self.generator = self.real.without_blocks(self.redundant).requires_grad_(True)
         self.fake = self.real.copy().requires_grad_(True)
-        self.times = torch.tensor([*settings.times, 0.0])
+        self.times = flow.euler_times(settings.steps, settings.shift)
         self.discriminator = FeatureDiscriminator(self.real) if settings.gan_weight > 0 else None
 
         def adam(module: nn.Module, lr: float) -> torch.optim.Optimizer:
@@ -137,7 +139,7 @@ class DistributionMatching(TrainedStage):
 
     def sample_student(self, batch: Batch) -> torch.Tensor:
         """Clean estimate of the student at a random step of its sampler; the gradient flows through that step only."""
-        last = int(torch.randint(len(self.settings.times), (1,), generator=batch.generator))
+        last = int(torch.randint(self.settings.steps, (1,), generator=batch.generator))
         if self.settings.backward_simulation:
             x = batch.noise()
             with torch.no_grad():
