@@ -28,6 +28,7 @@ class FamilyPreset:
     num_inference_steps: int
     clip: tuple[int, int, int]  # frames, height, width
     fps: int
+    blocks: int
 
 
 class Family(ABC):
@@ -54,7 +55,7 @@ class Family(ABC):
 
 @dataclass(frozen=True)
 class StageSpec:
-    """One stage of a method: the class that does it, its settings, what it reads, and its share of the training budget.
+    """One stage of a method: the class that does it, its settings, what it reads, and its budget in network passes.
 
     `inputs` maps the role that the stage asks for to the name of an earlier stage of the same method.
     """
@@ -63,7 +64,7 @@ class StageSpec:
     stage: type[Stage]
     settings: Settings
     inputs: Mapping[str, str] = field(default_factory=dict)
-    budget_share: float = 0.0
+    budget: float = 0.0
 
 
 class Method(ABC):
@@ -78,8 +79,8 @@ class Method(ABC):
         self.settings, self.preset = settings, preset
 
     @abstractmethod
-    def stages(self) -> list[StageSpec]:
-        """The stages in order; the last one's artifact holds the student."""
+    def stages(self, budget: float) -> list[StageSpec]:
+        """The stages in order, which share `budget` network passes; the last one's artifact holds the student."""
 
     @abstractmethod
     def sampler(self) -> SamplerSettings:

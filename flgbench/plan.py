@@ -147,11 +147,11 @@ def _method_cell(run: RunSettings, name: str, preset: FamilyPreset, place: dict,
     method: Method = cls(settings, preset)
     keys: dict[str, str] = {}
     inferred: list[dict[str, Any]] = []
-    for spec in method.stages():
+    for spec in method.stages(run.budget):
         parents = {role: keys[earlier] for role, earlier in spec.inputs.items()}
         content = place | {"stage": target_of(spec.stage), "settings": spec.settings.model_dump(mode="json")}
-        if spec.budget_share > 0:
-            loop = LoopSettings(budget=run.budget * spec.budget_share, batch=BATCH, seed=run.seed)
+        if spec.budget > 0:
+            loop = LoopSettings(budget=spec.budget, batch=BATCH, seed=run.seed)
             content["loop"] = loop.model_dump(mode="json", exclude={"checkpoint_seconds"})
         keys[spec.name] = add(Step("train", spec.name, content, inputs | parents, version=spec.stage.version))
         for field_name, note in spec.settings.inferred().items():

@@ -14,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
+from flgbench.orphans import die_with_parent
 from flgbench.plan import Plan, Step
 from flgbench.store import Store
 
@@ -66,6 +67,7 @@ def _quiet_worker() -> None:
     # Ctrl-C belongs to the parent, which ends the workers; they must not print a traceback each.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    die_with_parent()
 
 
 def run_inline(plan: Plan, store: Store, on_change: Callable[[dict[str, Status]], None]) -> dict[str, Status]:

@@ -15,8 +15,8 @@ class DMD2(Method):
     changes = "steps: 50 x CFG to 4 passes"
     Settings = MatchSettings
 
-    def stages(self) -> list[StageSpec]:
-        return [StageSpec("match", DistributionMatching, self.settings, budget_share=1.0)]
+    def stages(self, budget: float) -> list[StageSpec]:
+        return [StageSpec("match", DistributionMatching, self.settings, budget=budget)]
 
     def sampler(self) -> SamplerSettings:
         return SamplerSettings(kind="renoise", num_inference_steps=self.settings.steps, shift=self.settings.shift)

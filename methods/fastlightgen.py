@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from flgbench.contracts import Method, StageSpec
+from flgbench.errors import UsageError
 from flgbench.sampling import SamplerSettings
 from flgbench.settings import Settings
 from methods.parts.distribution_matching import DistributionMatching, MatchSettings
@@ -46,19 +47,26 @@ class FastLightGen(Method):
     changes = "steps: 50 x CFG to 4 passes; size: 30 % of the blocks deleted"
     Settings = FastLightGenSettings
 
-    def stages(self) -> list[StageSpec]:
+    def stages(self, budget: float) -> list[StageSpec]:
         s = self.settings
+        # Stage I has no training, but its passes are paid from the same budget.
+        rest = budget - s.importance.clips * s.importance.times * self.preset.blocks
+        if rest <= 0:
+            raise UsageError(
+                f"fastlightgen: ranking blocks takes {budget - rest:.0f} network passes, the budget is {budget:.0f}: "
+                f"raise --budget or lower importance.clips"
+            )
         importance = s.importance.model_copy(update={"keep": s.keep})
         recovered = {"importance": "importance"}
         return [
             StageSpec("importance", Importance, importance),
-            StageSpec("recover", Recovery, s.recover, recovered, s.recovery_share),
+            StageSpec("recover", Recovery, s.recover, recovered, rest * s.recovery_share),
             StageSpec(
                 "match",
                 DistributionMatching,
                 s.match,
                 {"importance": "importance", "recovered": "recover"},
-                1 - s.recovery_share,
+                rest * (1 - s.recovery_share),
             ),
         ]
 

@@ -28,6 +28,7 @@ class WanXFamily(Family):
             num_inference_steps=50,
             clip=(17, 64, 64),
             fps=8,
+            blocks=10,
         )
 
     def folder(self, scale: str) -> Path:

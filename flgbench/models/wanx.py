@@ -8,7 +8,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import diffusers
 import torch
+import transformers
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5EncoderModel
@@ -55,6 +57,8 @@ class WanX(VideoModel):
     @classmethod
     def load(cls, folder: Path) -> WanX:
         """Load a diffusers folder with a `flgbench.json` beside its parts. Frozen, eval mode, fp32."""
+        for library in (diffusers, transformers):  # their bars would run through ours
+            library.utils.logging.disable_progress_bar()
         config = json.loads((folder / "flgbench.json").read_text())
         denoiser = WanTransformer3DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32)
         vae = AutoencoderKLWan.from_pretrained(folder / "vae", torch_dtype=torch.float32)

@@ -1,6 +1,6 @@
 """How close we are to the floor: network passes x time per pass.
 
-Run with `pytest tests/benchmarks --benchmark-enable`; each benchmark measures the floor itself, interleaved with the work, and
+Run with `pytest tests/benchmarks --benchmark-enable`; each measures the floor itself, interleaved with the work, and
 prints both and their ratio as extra_info. Nothing here asserts a time.
 """
 

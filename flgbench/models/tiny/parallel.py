@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from flgbench.orphans import die_with_parent
+
 
 def launch(function: Callable[..., None], processes: int, *arguments: Any) -> None:
     """Run `function(*arguments)` in every process of a gloo group; an error in one ends all and is raised."""
@@ -23,6 +25,7 @@ def launch(function: Callable[..., None], processes: int, *arguments: Any) -> No
 
 def _enter(rank: int, function: Callable[..., None], processes: int, meeting: str, arguments: tuple) -> None:
     torch.set_num_threads(1)
+    die_with_parent()
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=processes)
     try:
         function(*arguments)

@@ -77,7 +77,7 @@ def encode_clips(model: WanX, split: str, first: int, count: int, batch: int = 3
         clips = shapes.render(shapes.draw_factors(split, np.arange(start, min(start + batch, first + count))))
         video.append(model.encode_video(clips).half())
         image.append(model.encode_image(clips[:, 0])[:, 4:].half())
-    return {"video": torch.cat(video), "image": torch.cat(image)}
+    return {"video": torch.cat(video).contiguous(), "image": torch.cat(image).contiguous()}
 
 
 def _optimizers(model: WanX) -> list[torch.optim.Optimizer]:
