@@ -309,7 +309,8 @@ def pretrain(
 def main() -> None:
     """Entry point. Wrong use is one line and exit code 2; an interrupt is 130."""
     try:
-        app(standalone_mode=False)
+        # Without standalone mode typer.Exit(code) is not raised but returned.
+        sys.exit(app(standalone_mode=False))
     except UsageError as error:
         print(f"flgbench: {error}", file=sys.stderr)
         sys.exit(2)

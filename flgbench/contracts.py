@@ -46,7 +46,7 @@ class Family(ABC):
 
     @abstractmethod
     def fingerprint(self, scale: str) -> str:
-        """What identifies the teacher's weights: part of every key that depends on them."""
+        """What identifies the teacher's weights: part of every key that depends on them. Raises UsageError if damaged."""
 
     @abstractmethod
     def load(self, scale: str) -> VideoModel:

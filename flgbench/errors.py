@@ -11,5 +11,8 @@ class StageFailure(Exception):
     """A stage went wrong in a way that has a name (NaN, static, solid, saturated, drifting)."""
 
     def __init__(self, word: str, detail: str) -> None:
-        super().__init__(f"{word}: {detail}")
-        self.word = word
+        super().__init__(word, detail)  # both, so that the exception survives the pickling between processes
+        self.word, self.detail = word, detail
+
+    def __str__(self) -> str:
+        return f"{self.word}: {self.detail}"

@@ -27,7 +27,8 @@ def velocity_target(x0: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
 
 def clean_estimate(x: torch.Tensor, t: torch.Tensor | float, velocity: torch.Tensor) -> torch.Tensor:
     """Tweedie estimate X0(x_t, t; v) = x_t - t v, in fp32 because the difference cancels near t = 1."""
-    return x.float() - per_clip(t, x).float() * velocity.float()
+    x = x.float()
+    return x - per_clip(t, x) * velocity.float()
 
 
 def guide(velocity: torch.Tensor, unconditional: torch.Tensor, guidance_scale: float | torch.Tensor) -> torch.Tensor:

@@ -14,12 +14,14 @@ from typing import Any
 
 from flgbench.errors import UsageError
 
-KINDS = ("methods", "baselines", "families", "metrics", "reports")
+SINGULAR = {"methods": "method", "baselines": "baseline", "families": "family", "metrics": "metric", "reports": "report"}
+KINDS = tuple(SINGULAR)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """How an error about an unknown name goes on: a suggestion, or the full stop."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f": did you mean '{close[0]}'?" if close else ""
+    return f": did you mean '{close[0]}'?" if close else "."
 
 
 class Registry:
@@ -50,7 +52,7 @@ class Registry:
     def check(self, name: str) -> str:
         if name not in self._targets:
             raise UsageError(
-                f"no {self.kind.rstrip('s')} '{name}'{did_you_mean(name, self._targets)}. Known: {', '.join(self.names())}"
+                f"no {SINGULAR[self.kind]} '{name}'{did_you_mean(name, self._targets)} Known: {', '.join(self.names())}"
             )
         return name
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -18,6 +19,7 @@ from flgbench.orphans import die_with_parent
 from flgbench.plan import Plan, Step
 from flgbench.store import Store
 
+KILLED = "its worker process was killed twice (out of memory, or by hand); run again to continue"
 WAITING, RUNNING, CACHED, DONE, FAILED, BLOCKED = "waiting", "running", "cached", "done", "failed", "blocked"
 
 
@@ -94,6 +96,7 @@ def run_local(
     """At most `slots` steps at a time, each with cores // slots threads; an exclusive one alone with all cores."""
     status = initial_status(plan, store)
     running: dict[Future, str] = {}
+    losses: Counter[str] = Counter()
     pool = _new_pool(slots)
     try:
         while True:
@@ -110,18 +113,28 @@ def run_local(
                 break
             finished, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
             for future in finished:
+                if future not in running:  # it was lost together with another's worker and waits again
+                    continue
                 key = running.pop(future)
                 error = future.exception()
-                status[key] = Status(DONE) if error is None else Status(FAILED, _explain(error))
                 if isinstance(error, BrokenProcessPool):
-                    # A worker was killed and its pool is lost: what else ran in it starts again in a new one.
-                    for other in running.values():
-                        status[other] = Status(WAITING)
+                    # A worker was killed and its pool is lost with everything in it. Which step's worker it was is not
+                    # told, so all that ran go on from their checkpoints in a new pool, but not for ever.
+                    lost = [key, *running.values()]
                     running.clear()
                     pool = _new_pool(slots)
-                if status[key].state == FAILED:
-                    store.event(key, "failed", reason=status[key].reason)
-                    _block_children(plan, status, key)
+                    for other in lost:
+                        losses[other] += 1
+                        status[other] = Status(WAITING) if losses[other] < 2 else Status(FAILED, KILLED)
+                else:
+                    lost = [key]
+                    status[key] = Status(DONE) if error is None else Status(FAILED, f"{type(error).__name__}: {error}")
+                for other in lost:
+                    if status[other].state == FAILED:
+                        store.event(other, "failed", reason=status[other].reason)
+                        _block_children(plan, status, other)
+                if not running:
+                    break
     finally:
         for process in list((getattr(pool, "_processes", None) or {}).values()):
             process.terminate()
@@ -138,9 +151,3 @@ def _order(plan: Plan, ready: Iterable[Step]) -> list[Step]:
     # Training first: its children wait for it, while a sample or quality step can fill any gap.
     rank = {"teacher": 0, "data": 1, "train": 2, "sample": 3, "quality": 4, "latency": 5}
     return sorted(ready, key=lambda s: rank.get(s.kind, 9))
-
-
-def _explain(error: BaseException) -> str:
-    if isinstance(error, BrokenProcessPool):
-        return "the worker process was killed (out of memory, or by hand); run again to continue"
-    return f"{type(error).__name__}: {error}"

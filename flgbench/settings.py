@@ -45,29 +45,29 @@ def digest(value: Any) -> str:
 
 
 def parse_assignments(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """`["dmd2.lr=1e-5"]` -> `{"dmd2": {"lr": 1e-05}}`. Values are JSON; what is not JSON is text."""
+    """`["dmd2.lr=1e-5"]` -> `{"dmd2": {"lr": 1e-05}}`; more dots nest. Values are JSON; what is not JSON is text."""
     parsed: dict[str, dict[str, Any]] = {}
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
-        owner, dot, field = path.strip().partition(".")
-        if not (equals and dot and owner and field):
-            raise UsageError(f"--set {assignment}: expected METHOD.SETTING=VALUE, for example dmd2.student_lr=1e-5")
+        *groups, field = path.strip().split(".")
+        if not (equals and groups and field and all(groups)):
+            raise UsageError(f"--set {assignment}: expected METHOD.SETTING=VALUE, for example dmd2.lr=1e-5")
         try:
             value = json.loads(text)
         except json.JSONDecodeError:
             value = text
-        if field in parsed.setdefault(owner, {}):
-            raise UsageError(f"--set {owner}.{field} is given twice: keep one of them")
-        parsed[owner][field] = value
+        place: Any = parsed
+        for group in groups:
+            place = place.setdefault(group, {}) if isinstance(place, dict) else None
+        if not isinstance(place, dict) or field in place:
+            raise UsageError(f"--set {path.strip()} is given twice: keep one of them")
+        place[field] = value
     return parsed
 
 
 def build_settings(cls: type[SettingsT], values: dict[str, Any], owner: str) -> SettingsT:
     """Validate `values`; the first problem becomes one line that names owner, setting and what would be right."""
-    unknown = sorted(set(values) - set(cls.model_fields))
-    if unknown:
-        hint = did_you_mean(unknown[0], cls.model_fields)
-        raise UsageError(f"{owner} has no setting '{unknown[0]}'{hint}. Settings: {', '.join(cls.model_fields)}")
+    _refuse_unknown(cls, values, owner)
     try:
         return cls(**values)
     except ValidationError as error:
@@ -75,3 +75,14 @@ def build_settings(cls: type[SettingsT], values: dict[str, Any], owner: str) -> 
         where = ".".join(str(part) for part in first["loc"])
         got = f", got {first['input']!r}" if where else ""
         raise UsageError(f"{owner}{'.' if where else ''}{where}: {first['msg']}{got}") from None
+
+
+def _refuse_unknown(cls: type[Settings], values: dict[str, Any], owner: str) -> None:
+    """Raise UsageError for the first key that `cls`, or the settings inside it, do not have."""
+    for name, value in values.items():
+        if name not in cls.model_fields:
+            hint = did_you_mean(name, cls.model_fields)
+            raise UsageError(f"{owner} has no setting '{name}'{hint} Settings: {', '.join(cls.model_fields)}")
+        inner = cls.model_fields[name].annotation
+        if isinstance(value, dict) and isinstance(inner, type) and issubclass(inner, Settings):
+            _refuse_unknown(inner, value, f"{owner}.{name}")

@@ -56,6 +56,7 @@ def train(
     else:
         tally.passes = 0.0
     began, saved = time.monotonic() - seconds, time.monotonic()
+    guarded = iteration - GUARD_EVERY
 
     while tally.passes < settings.budget:
         losses: dict[str, torch.Tensor] = {}
@@ -74,8 +75,10 @@ def train(
             _move_ema(ema, student, stage.ema_decay)
         if not torch.isfinite(losses["loss"]):
             raise StageFailure("NaN", f"the loss is {losses['loss'].item()} at iteration {iteration}")
-        if iteration % GUARD_EVERY == 0 and "clean" in losses:
+        # Counted from the last check: alternating stages have a 'clean' in some iterations only.
+        if "clean" in losses and iteration >= guarded + GUARD_EVERY:
             check_collapse(losses["clean"].detach(), data.latents)
+            guarded = iteration
         stage.after_step(iteration, losses)
         iteration += 1
         seconds = time.monotonic() - began

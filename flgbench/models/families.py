@@ -35,6 +35,8 @@ class WanXFamily(Family):
         return WEIGHTS / f"{self.name}-{scale}"
 
     def fingerprint(self, scale: str) -> str:
+        verify(self.folder(scale))
+        verify(self.folder(scale))
         return sha256(self.folder(scale) / HASHES)
 
     def load(self, scale: str) -> VideoModel:
@@ -47,6 +49,8 @@ class WanXFamily(Family):
 @lru_cache
 def verify(folder: Path) -> None:
     """Raise UsageError unless every file of `folder` has the hash recorded beside it."""
+    if not (folder / HASHES).exists():
+        raise UsageError(f"no weights in {folder}: reinstall the package, or make them with `flgbench pretrain`")
     for name, expected in json.loads((folder / HASHES).read_text()).items():
         path = folder / name
         found = sha256(path) if path.exists() else "no file"

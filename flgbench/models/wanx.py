@@ -39,6 +39,7 @@ class WanX(VideoModel):
         negative_caption: str = "",
     ) -> None:
         self.transformer, self.vae = transformer, vae
+        transformer.rope.float()  # diffusers keeps the angles in fp64, which makes every rotation fp64 on a CPU
         self.text_encoder, self.tokenizer = text_encoder, tokenizer
         self.text_length, self.negative_caption = text_length, negative_caption
         self.tally = PassTally()
@@ -78,6 +79,7 @@ class WanX(VideoModel):
     def with_transformer(self, folder: Path) -> WanX:
         """The same encoders with the denoiser stored in `folder`."""
         denoiser = WanTransformer3DModel.from_pretrained(folder, torch_dtype=torch.float32)
+        denoiser.rope.float()
         twin = self._twin(denoiser.requires_grad_(False).eval())
         twin._kept = tuple(json.loads((folder / KEPT_BLOCKS).read_text()))
         return twin

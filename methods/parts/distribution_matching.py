@@ -28,9 +28,7 @@ class MatchSettings(Settings):
     beta1_spread: float = Field(0.0, ge=0, description="beta1 ~ U(beta1 - spread, beta1 + spread) in each iteration")
     beta2: float = Field(0.0, ge=0, description="guidance of the dense over the pruned teacher; 0 is plain DMD2")
     beta2_spread: float = Field(0.0, ge=0, description="beta2 ~ U(beta2 - spread, beta2 + spread) in each iteration")
-    shift: float = Field(
-        3.0, gt=0, description="INFERRED: shift of all times; the paper's 4 timesteps are unknown"
-    )
+    shift: float = Field(3.0, gt=0, description="INFERRED: shift of all times; the paper's 4 timesteps are unknown")
     backward_simulation: bool = Field(True, description="train on the student's own intermediate samples; DMD2 §4.5")
     gan_weight: float = Field(0.0, ge=0, description="weight of the adversarial term on teacher features; off as in [P]")
 

@@ -8,19 +8,18 @@ plus a small KL term that keeps the latents near a unit Gaussian's smoothness.
 
 from __future__ import annotations
 
-import json
 import math
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
-from safetensors.torch import load_file, save_file
 
+from flgbench.checkpoint import load_checkpoint, save_checkpoint
 from flgbench.data import shapes
 from flgbench.models.folded_conv import fold_convolutions
 from flgbench.models.tiny import parallel
+from flgbench.models.tiny.log import TrainingLog
 from flgbench.models.tiny.muon import Muon
 
 CONFIG = {
@@ -73,10 +72,6 @@ def train(folder: Path, steps: int = STEPS, report_every: int = 25) -> Autoencod
     """Train to `steps`, resuming from `folder/vae-checkpoint.safetensors`; appends to `folder/vae-log.jsonl`."""
     folder.mkdir(parents=True, exist_ok=True)
     vae = build()
-    checkpoint, first = folder / "vae-checkpoint.safetensors", 0
-    if checkpoint.exists():
-        vae.load_state_dict(load_file(checkpoint))
-        first = json.loads(checkpoint.with_suffix(".json").read_text())["step"]
     kernels = [p for p in vae.parameters() if p.ndim >= 4 and len(p) >= 8 and p.numel() > 1000]
     chosen = {id(p) for p in kernels}
     optimizers = [
@@ -84,7 +79,11 @@ def train(folder: Path, steps: int = STEPS, report_every: int = 25) -> Autoencod
         torch.optim.AdamW([p for p in vae.parameters() if id(p) not in chosen], lr=ADAM_LR, betas=(0.9, 0.99)),
     ]
     peaks = (MUON_LR, ADAM_LR)
-    began = time.monotonic()
+    named = dict(zip(("muon", "adam"), optimizers, strict=True))
+    checkpoint, first = folder / "vae-checkpoint.safetensors", 0
+    if checkpoint.exists():
+        first = int(load_checkpoint(checkpoint, {"vae": vae}, named)[1]["step"])
+    log = TrainingLog(folder / "vae-log.jsonl", "autoencoder", steps)
     for step in range(first, steps):
         rank = parallel.rank()
         rng, generator = np.random.default_rng([SEED, step, rank]), torch.Generator().manual_seed(2 * step + rank)
@@ -102,29 +101,14 @@ def train(folder: Path, steps: int = STEPS, report_every: int = 25) -> Autoencod
         loss.backward()
         parallel.average_gradients(vae.parameters())
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        # Optimiser states are not kept over a restart, so every start warms up.
-        factor = min(1.0, (step - first + 1) / 50) * (1 - progress)
+        factor = min(1.0, (step + 1) / 50) * (1 - progress)
         for optimizer, peak in zip(optimizers, peaks, strict=True):
             optimizer.param_groups[0]["lr"] = peak * factor
             optimizer.step()
-        if (step + 1) % report_every == 0 and rank == 0:
-            line = {
-                "step": step + 1,
-                "seconds": round(time.monotonic() - began, 1),
-                "frames": frames,
-                "loss": round(loss.item(), 5),
-                "psnr": round(-10 * math.log10((error.detach() ** 2).mean().item() / 4), 2),
-                "kl": round(kl.item(), 3),
-            }
-            with (folder / "vae-log.jsonl").open("a") as log:
-                log.write(json.dumps(line) + "\n")
+        if (step + 1) % report_every == 0:
+            psnr = -10 * math.log10((error.detach() ** 2).mean().item() / 4)
+            log.report(step + 1, frames=frames, loss=round(loss.item(), 5), psnr=round(psnr, 2), kl=round(kl.item(), 3))
         if ((step + 1) % 100 == 0 or step + 1 == steps) and rank == 0:
-            save_checkpoint(vae, checkpoint, step + 1)
+            save_checkpoint(checkpoint, {"vae": vae}, named, {}, {"step": step + 1})
+    log.close()
     return vae.requires_grad_(False).eval()
-
-
-def save_checkpoint(vae: AutoencoderKLWan, path: Path, step: int) -> None:
-    partial = path.with_suffix(".partial")
-    save_file({k: v.detach().contiguous() for k, v in vae.state_dict().items()}, partial)
-    partial.replace(path)
-    path.with_suffix(".json").write_text(json.dumps({"step": step}))
