@@ -40,7 +40,6 @@ def check_writable(out: Path) -> None:
 def prepare(settings: RunSettings, out: Path) -> tuple[Plan, Store]:
     """The checked plan: wrong settings and damaged artifacts raise UsageError here, before any work."""
     steps = plan(settings, environment.hardware())
-    check_writable(out)
     store = Store(out / "store")
     store.check(steps.steps)
     return steps, store
@@ -52,6 +51,7 @@ def execute(settings: RunSettings, out: Path, executor: str, slots: int, command
     The run folder is written even when steps failed or the run was interrupted.
     """
     steps, store = prepare(settings, out)
+    check_writable(out)
     folder = out / "runs" / run_name(settings)
     folder.mkdir(parents=True, exist_ok=True)
     started = time.time()

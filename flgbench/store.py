@@ -82,8 +82,11 @@ class Store:
 
     def event(self, key: str, event: str, **details: Any) -> None:
         """Append one line to the step's event file; readers need nothing else to follow a run."""
-        with (self.path(key) / EVENTS).open("a") as file:
-            file.write(json.dumps({"time": round(time.time(), 3), "event": event, **details}) + "\n")
+        with (self.path(key) / EVENTS).open("a+b") as file:
+            # A kill may have cut the last line: start a new one, or both would be lost.
+            if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+                file.write(b"\n")
+            file.write((json.dumps({"time": round(time.time(), 3), "event": event, **details}) + "\n").encode())
 
     def events(self, key: str) -> list[dict[str, Any]]:
         path = self.path(key) / EVENTS

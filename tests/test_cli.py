@@ -150,7 +150,7 @@ def test_status_reads_files_only(flgbench: Flgbench, tmp_path: Path) -> None:
     """A run that this process never saw: done, running, failed and waiting steps, told apart by their files."""
     folder = tmp_path / "out" / "runs" / "some-run"
     folder.mkdir(parents=True)
-    steps = [{"key": k, "kind": "train", "name": k, "inputs": {}} for k in ("a", "b", "c", "d")]
+    steps: list[dict[str, object]] = [{"key": k, "kind": "train", "name": k, "inputs": {}} for k in ("a", "b", "c", "d")]
     (folder / "plan.json").write_text(json.dumps({"steps": steps}))
     store = Store(tmp_path / "out" / "store")
     for key in "abc":

@@ -124,7 +124,7 @@ def test_it_runs(halving: str, tiny_model: WanX, tiny_data: TrainingData, tmp_pa
     cls = resolve("outside_halving:Halving")
     stage = cls(cls.Settings(steps=2), Roles(tiny_model, tiny_data, {}))
     losses: list[float] = []
-    settings = LoopSettings(budget=400, batch=2)
+    settings = LoopSettings(budget=200, batch=2)
     train(stage, tiny_data, settings, tiny_model.tally, tmp_path, lambda **line: losses.append(line["loss"]))
     assert losses[-1] < losses[0]
     stage.student().save(tmp_path / "transformer")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from pydantic import ValidationError
 from flgbench import flow, training
 from flgbench.contracts import FamilyPreset
 from flgbench.errors import StageFailure, UsageError
+from flgbench.models.base import VideoModel
 from flgbench.models.wanx import WanX
 from flgbench.stage import Roles, TrainedStage, TrainingData
 from flgbench.training import LoopSettings, train
@@ -43,7 +45,7 @@ def importance_folder(folder: Path, redundant: list[int]) -> Path:
     return folder
 
 
-def weights(model: WanX) -> list[torch.Tensor]:
+def weights(model: VideoModel) -> list[torch.Tensor]:
     return [p.detach().clone() for p in model.transformer.parameters()]
 
 
@@ -211,7 +213,7 @@ def test_recovery_makes_the_pruned_pass_imitate_the_dense_one(
 def test_drifting_ends_the_stage(tiny_model: WanX, tiny_data: TrainingData, tmp_path: Path) -> None:
     artifacts = {"importance": importance_folder(tmp_path / "i", [1, 2])}
     stage = Recovery(RecoverySettings(target="self", lr=0.5), Roles(tiny_model, tiny_data, artifacts))
-    with pytest.raises(StageFailure, match=r"^drifting: the dense loss went from") as failure:
+    with pytest.raises(StageFailure, match=r"^drifting: the dense loss is") as failure:
         run(stage, tiny_model, tiny_data, tmp_path / "work", budget=400)
     assert failure.value.word == "drifting"
 
@@ -237,7 +239,7 @@ def predictable_clips(model: WanX, data: TrainingData) -> TrainingData:
 
 def test_a_block_that_does_nothing_is_redundant_first(tiny_model: WanX, tiny_data: TrainingData, tmp_path: Path) -> None:
     model = tiny_model.copy()
-    idle = model.blocks[2]
+    idle: Any = model.blocks[2]
     with torch.no_grad():
         model.transformer.proj_out.weight.mul_(0.3)
         for layer in (idle.attn1.to_out[0], idle.attn2.to_out[0], idle.ffn.net[-1]):

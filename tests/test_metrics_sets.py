@@ -120,7 +120,4 @@ def test_total_variation_null() -> None:
     mean, high = sets.total_variation_null((0.5, 0.5), 2)
     assert mean == pytest.approx(0.25, abs=0.02) and high == 0.5
     turns = shapes.draw_factors("test", range(512)).turn.astype(float)
-    assert (
-        sets.total_variation(turns, shapes.LAWS["turn"])
-        <= sets.total_variation_null(shapes.LAWS["turn"], 512, 0.999)[1]
-    )
+    assert sets.total_variation(turns, shapes.LAWS["turn"]) <= sets.total_variation_null(shapes.LAWS["turn"], 512, 0.999)[1]

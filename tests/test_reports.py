@@ -123,9 +123,7 @@ def make_table(conditions: int, samples: int, pairs: int) -> pd.DataFrame:
         cell: str, condition: int, sample: int, metric: str, value: float, unit: str, up: bool | None, why: str = ""
     ) -> None:
         status = "missing" if why else "ok"
-        rows.append(
-            ("run", cell, cell, "wanx", "tiny", 0, condition, sample, metric, value, unit, up, status, why or None)
-        )
+        rows.append(("run", cell, cell, "wanx", "tiny", 0, condition, sample, metric, value, unit, up, status, why or None))
 
     for c in CELLS:
         cell, q = (
@@ -213,9 +211,7 @@ def make_clips(count: int) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]
         }
         for i in range(count)
     ]
-    other = shapes.render(
-        type(factors)(**{**vars(factors), "turn": (factors.turn + 1) % 4, "side": (factors.side + 1) % 4})
-    )
+    other = shapes.render(type(factors)(**{**vars(factors), "turn": (factors.turn + 1) % 4, "side": (factors.side + 1) % 4}))
     later = shapes.render(type(factors)(**{**vars(factors), "turn": (factors.turn + 2) % 4}))
     noise = torch.randint(0, 9, truth.shape, generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     pooled = torch.nn.functional.avg_pool2d(other.float().flatten(0, 1).permute(0, 3, 1, 2), 5, 1, 2)

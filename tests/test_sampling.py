@@ -5,7 +5,7 @@ FlowMatchEulerDiscreteScheduler then spaces n times evenly between its sigma_max
 sigma_min has been shifted once already by its constructor. With shift 3 the stock times therefore end, before the final
 jump to 0, at u = 0.002994, t = 0.0089 whatever n is: n steps are n - 1 real ones and one of almost no length. The
 schedule of `flow.euler_times` is uniform in u from 1 to 0 with n + 1 points, each step of equal length before the shift,
-as the original Wan code has it up to its 1/1000 offset; the scheduler does the same when told so:
+as the original Wan code's `get_sampling_sigmas` has it; the scheduler does the same when told so:
 `set_timesteps(sigmas=linspace(1, 1/n, n))`.
 """
 

@@ -143,6 +143,10 @@ class Watched(Recovery):
 
     ema_decay = 0.5
 
+    def __init__(self, settings: RecoverySettings, roles: Roles) -> None:
+        super().__init__(settings, roles)
+        self.history: list[torch.Tensor] = []
+
     def after_step(self, iteration: int, losses: dict[str, torch.Tensor]) -> None:
         self.history.append(self.model.transformer.proj_out.weight.detach().clone())
 
@@ -154,7 +158,6 @@ def test_ema_is_left_in_the_student(tiny_model: WanX, tiny_data: TrainingData, t
     """Moved once after every step that moved the student, from the weights it started with."""
     (tmp_path / "importance.json").write_text('{"redundant": [1]}')
     stage = Watched(RecoverySettings(lr=1e-3), Roles(tiny_model, tiny_data, {"importance": tmp_path}))
-    stage.history = []
     average = stage.model.transformer.proj_out.weight.detach().clone()
     settings = LoopSettings(budget=60, batch=2)
     training.train(stage, tiny_data, settings, tiny_model.tally, tmp_path, Recorder())
@@ -167,7 +170,11 @@ def test_ema_is_left_in_the_student(tiny_model: WanX, tiny_data: TrainingData, t
 
 
 class Halves(Recovery):
-    """Counts its batches, and checks that gradients of all parts add up before the optimiser steps."""
+    """Remembers the first number of each batch."""
+
+    def __init__(self, settings: RecoverySettings, roles: Roles) -> None:
+        super().__init__(settings, roles)
+        self.first: list[float] = []
 
     def train_step(self, batch: Batch, iteration: int) -> dict[str, torch.Tensor]:
         self.first.append(batch.latents[0, 0, 0, 0, 0].item())
@@ -177,7 +184,6 @@ class Halves(Recovery):
 def test_accumulation_draws_a_batch_a_part(tiny_model: WanX, tiny_data: TrainingData, tmp_path: Path) -> None:
     (tmp_path / "importance.json").write_text('{"redundant": [1]}')
     stage = Halves(RecoverySettings(), Roles(tiny_model, tiny_data, {"importance": tmp_path}))
-    stage.first = []
     settings = LoopSettings(budget=60, batch=2, accumulate=3)
     facts = training.train(stage, tiny_data, settings, tiny_model.tally, tmp_path, Recorder())
     assert len(stage.first) == 3 * facts["iterations"]

@@ -44,13 +44,16 @@ class Condition:
 
 
 class PassTally:
-    """Network passes of single clips, in units of one forward through the dense teacher; a backward counts two more."""
+    """Network passes of single clips, in units of one forward through the dense teacher.
+
+    A backward counts two more, or one where only the input needs its gradient.
+    """
 
     def __init__(self) -> None:
         self.passes = 0.0
 
-    def add(self, clips: int, share_of_blocks: float, with_gradient: bool) -> None:
-        self.passes += clips * share_of_blocks * (3 if with_gradient else 1)
+    def add(self, passes: float) -> None:
+        self.passes += passes
 
 
 class VideoModel(ABC):

@@ -36,7 +36,6 @@ class WanXFamily(Family):
 
     def fingerprint(self, scale: str) -> str:
         verify(self.folder(scale))
-        verify(self.folder(scale))
         return sha256(self.folder(scale) / HASHES)
 
     def load(self, scale: str) -> VideoModel:

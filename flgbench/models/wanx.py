@@ -112,7 +112,9 @@ class WanX(VideoModel):
             with self._skipping(skip):
                 return self.velocity(x, t, condition)
         trained = torch.is_grad_enabled() and any(p.requires_grad for p in self.transformer.parameters())
-        self.tally.add(len(x), len(self.blocks) / self.n_teacher_blocks, trained)
+        # A backward through frozen weights computes the gradient of the input only: one pass, not two.
+        backward = 2 if trained else int(torch.is_grad_enabled() and x.requires_grad)
+        self.tally.add(len(x) * len(self.blocks) / self.n_teacher_blocks * (1 + backward))
         return self.transformer(
             hidden_states=torch.cat([x, condition.image], dim=1),
             timestep=t * 1000,  # diffusers counts time from 0 to 1000

@@ -41,5 +41,10 @@ def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
 
 def _drop_repeated_lines(path: Path) -> None:
     """A resumed run logs again what came after its checkpoint: keep the last line of each iteration."""
-    lines = {json.loads(line)["iteration"]: line for line in path.read_text().splitlines()}
+    lines = {}
+    for line in path.read_text().splitlines():
+        try:
+            lines[json.loads(line)["iteration"]] = line
+        except json.JSONDecodeError:  # cut by a kill; the resumed run wrote it again
+            continue
     path.write_text("\n".join(lines[i] for i in sorted(lines)) + "\n")

@@ -20,6 +20,7 @@ from flgbench.metrics import sets
 from flgbench.metrics.stats import bootstrap_mean
 from flgbench.metrics.truth import measure
 from flgbench.models.base import VideoModel
+from flgbench.models.wanx import WanX
 from flgbench.sampling import SamplerSettings, generate
 
 # name -> (metric, statistic, comparison, limit): what a teacher must reach with Euler 50 x CFG
@@ -48,7 +49,7 @@ def weaker_samplers(preset) -> dict[str, SamplerSettings]:
 def measure_gates(family: Family, conditions: int, folder: Path) -> dict[str, Any]:
     """Measure everything on `conditions` held-out clips and write `folder/gates.json` (not part of the hashes)."""
     began = time.time()
-    model, preset = family.load("tiny"), family.preset("tiny")
+    model, preset = WanX.load(folder), family.preset("tiny")
     factors = shapes.draw_factors("validation", np.arange(conditions))
     video = shapes.render(factors)
     condition = model.condition(video[:, 0], shapes.captions(factors))
