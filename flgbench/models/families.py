@@ -24,7 +24,7 @@ class WanXFamily(Family):
     def preset(self, scale: str) -> FamilyPreset:
         return FamilyPreset(
             shift=3.0,
-            guidance_scale=3.0,
+            guidance_scale=2.0,
             num_inference_steps=50,
             clip=(17, 64, 64),
             fps=8,
