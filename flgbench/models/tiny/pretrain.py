@@ -129,6 +129,9 @@ def export(model: WanX, work: Path, folder: Path) -> None:
     for log in ("vae-log.jsonl", "dit-log.jsonl"):
         if (work / log).exists():
             shutil.copy(work / log, partial / log)
+    for path in partial.rglob("config.json"):  # diffusers notes the folder that a part was loaded from
+        kept = {k: v for k, v in json.loads(path.read_text()).items() if k != "_name_or_path"}
+        path.write_text(json.dumps(kept, indent=2) + "\n")
     for path in partial.rglob("*.safetensors"):
         path.chmod(0o644)
     write_hashes(partial)
