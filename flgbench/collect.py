@@ -17,27 +17,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from flgbench.data import shapes
-from flgbench.metrics.table import METRICS, SET_METRICS
+from flgbench.metrics.table import COLUMNS, METRICS, SET_METRICS
 from flgbench.plan import Cell, Plan, RunSettings
 from flgbench.runner import BLOCKED, CACHED, DONE, FAILED, Status
 from flgbench.store import Store, write_json
 
-COLUMNS = [
-    "run",
-    "cell",
-    "method",
-    "family",
-    "scale",
-    "seed",
-    "condition",
-    "sample",
-    "metric",
-    "value",
-    "unit",
-    "higher_is_better",
-    "status",
-    "reason",
-]
 LATENCY = ("text_s", "denoise_s", "decode_s", "end_to_end_s")
 GALLERY_CLIPS = 12
 
@@ -77,7 +61,7 @@ def tidy(plan: Plan, store: Store, run: RunSettings, status: Mapping[str, Status
     table["method"] = [c if c in methods else "" for c in table["cell"]]
     table["higher_is_better"] = table["higher_is_better"].astype("boolean")
     table["value"] = table["value"].astype(float)
-    return table[COLUMNS]
+    return table[list(COLUMNS)]
 
 
 def _read(store: Store, key: str | None) -> pd.DataFrame | None:

@@ -17,22 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-COLUMNS = (
-    "run",
-    "cell",
-    "method",
-    "family",
-    "scale",
-    "seed",
-    "condition",
-    "sample",
-    "metric",
-    "value",
-    "unit",
-    "higher_is_better",
-    "status",
-    "reason",
-)
+from flgbench.metrics.table import COLUMNS
+
 CLIP_SHAPE = (17, 64, 64, 3)
 T = TypeVar("T")
 Status = Literal["cached", "waiting", "running", "done", "failed", "blocked", "skipped"]

@@ -18,6 +18,24 @@ class MetricInfo:
     target: float | None
 
 
+# The columns of the tidy results table, one row a number.
+COLUMNS = (
+    "run",
+    "cell",
+    "method",
+    "family",
+    "scale",
+    "seed",
+    "condition",
+    "sample",
+    "metric",
+    "value",
+    "unit",
+    "higher_is_better",
+    "status",
+    "reason",
+)
+
 METRICS: dict[str, MetricInfo] = {
     "joint": MetricInfo("share", True, "presence, colour, shape, direction and second object all right: the headline", 1.0),
     "presence": MetricInfo("share", True, "main object found in every frame with 0.4 to 2 times its true area", 1.0),
