@@ -144,7 +144,7 @@ def test_distribution_matching_trains_student_and_fake(
     before = [weights(m) for m in (stage.student(), stage.fake, teacher, stage.real)]
     head = [p.detach().clone() for p in stage.discriminator.parameters()] if stage.discriminator else []
 
-    lines = run(stage, teacher, tiny_data, tmp_path / "work", budget=110)
+    lines = run(stage, teacher, tiny_data, tmp_path / "work", budget=180)
     after = [weights(m) for m in (stage.student(), stage.fake, teacher, stage.real)]
     changed = [not same(a, b) for a, b in zip(before, after, strict=True)]
     assert changed == [True, True, False, False]
@@ -156,11 +156,37 @@ def test_distribution_matching_trains_student_and_fake(
 
 
 def test_two_time_scales(tiny_model: WanX, tiny_data: TrainingData) -> None:
-    """The critic moves `fake_updates` times, then the student once; never both."""
+    """The critic moves in every iteration, the student in the last of every `fake_updates`."""
     stage = DistributionMatching(MatchSettings(fake_updates=3), Roles(tiny_model, tiny_data, {}))
-    assert [stage.moves_student(i) for i in range(8)] == [False, False, False, True] * 2
+    assert [stage.moves_student(i) for i in range(6)] == [False, False, True] * 2
     named = {id(o): name for name, o in stage.all_optimizers().items()}
-    assert [[named[id(o)] for o in stage.optimizers(i)] for i in (2, 3)] == [["fake"], ["student"]]
+    assert [[named[id(o)] for o in stage.optimizers(i)] for i in (1, 2)] == [["fake"], ["student", "fake"]]
+
+
+def test_student_and_critics_do_not_train_each_other(tiny_model: WanX, tiny_data: TrainingData) -> None:
+    """One backward of the summed loss gives every network the gradient of its own loss alone."""
+    settings = MatchSettings(fake_updates=1, gan_weight=0.5)
+
+    def gradients(parts: tuple[str, ...]) -> dict[str, list[torch.Tensor | None]]:
+        stage = DistributionMatching(settings, Roles(tiny_model, tiny_data, {}))
+        with torch.no_grad():
+            stage.fake.transformer.proj_out.bias.add_(0.3)  # otherwise fake = real and the student has nothing to do
+        generator = torch.Generator().manual_seed(0)
+        for parameter in stage.discriminator.parameters():  # type: ignore[union-attr]
+            parameter.data = 0.2 * torch.randn(parameter.shape, generator=generator)
+        batch = tiny_data.batch(4, torch.Generator().manual_seed(0))
+        clean = stage.sample_student(batch)
+        critic = stage._critic_losses(clean.detach(), batch)["loss"]
+        student = stage._student_losses(clean, batch)["loss"]
+        sum({"critic": critic, "student": student}[p] for p in parts).backward()
+        return {name: [p.grad for p in module.parameters()] for name, module in stage.modules().items()}
+
+    both, critic, student = gradients(("critic", "student")), gradients(("critic",)), gradients(("student",))
+    assert all(g is None for g in critic["student"])
+    assert all(g is None for name in ("fake", "discriminator") for g in student[name])
+    for name, own in (("student", student), ("fake", critic), ("discriminator", critic)):
+        assert any(g is not None and g.abs().sum() > 0 for g in own[name])
+        assert all(torch.equal(a, b) for a, b in zip(both[name], own[name], strict=True) if a is not None and b is not None)
 
 
 def test_adversarial_losses_pull_apart() -> None:

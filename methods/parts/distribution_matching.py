@@ -93,22 +93,25 @@ class DistributionMatching(TrainedStage):
         return self._optimizers
 
     def moves_student(self, iteration: int) -> bool:
-        # The critic goes first: it must know the student's samples before its score means anything.
-        return iteration % (self.settings.fake_updates + 1) == self.settings.fake_updates
+        # The critic leads: it must know the student's samples before its score means anything.
+        return iteration % self.settings.fake_updates == self.settings.fake_updates - 1
 
     def optimizers(self, iteration: int) -> list[torch.optim.Optimizer]:
-        if self.moves_student(iteration):
-            return [self._optimizers["student"]]
-        return [o for name, o in self._optimizers.items() if name != "student"]
+        moving = self.moves_student(iteration)
+        return [o for name, o in self._optimizers.items() if moving or name != "student"]
 
     def train_step(self, batch: Batch, iteration: int) -> dict[str, torch.Tensor]:
-        if self.moves_student(iteration):
-            return self._student_step(batch)
-        return self._critic_step(batch)
-
-    def _critic_step(self, batch: Batch) -> dict[str, torch.Tensor]:
-        with torch.no_grad():
+        """One generation serves the critic and, in its turn, the student; no gradient of one reaches the other."""
+        moving = self.moves_student(iteration)
+        with torch.set_grad_enabled(moving):
             clean = self.sample_student(batch)
+        losses = self._critic_losses(clean.detach(), batch)
+        if not moving:
+            return losses
+        student = self._student_losses(clean, batch)
+        return losses | student | {"loss": losses["loss"] + student["loss"]}
+
+    def _critic_losses(self, clean: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
         x_t, t, noise = self._renoise(clean, batch)
         velocity = self.fake.velocity(x_t, t, batch.condition)
         loss = (velocity - flow.velocity_target(clean, noise)).pow(2).mean()
@@ -121,8 +124,7 @@ class DistributionMatching(TrainedStage):
             losses |= {"loss": loss + loss_d, "discriminator": loss_d.detach()}
         return losses
 
-    def _student_step(self, batch: Batch) -> dict[str, torch.Tensor]:
-        clean = self.sample_student(batch)
+    def _student_losses(self, clean: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
         x_t, t, _ = self._renoise(clean, batch)
         with torch.no_grad():
             real = flow.clean_estimate(x_t, t, self.real_velocity(x_t, t, batch.condition, batch))
@@ -131,7 +133,9 @@ class DistributionMatching(TrainedStage):
         loss = matching_loss(clean, gradient)
         losses = {"loss": loss, "gradient_rms": gradient.pow(2).mean().sqrt(), "clean": clean}
         if self.discriminator:
+            self.discriminator.requires_grad_(False)  # the student is judged by the head, it does not train it
             loss_g = generator_loss(self.discriminator(x_t, t, batch.condition))
+            self.discriminator.requires_grad_(True)
             losses |= {"loss": loss + self.settings.gan_weight * loss_g, "adversarial": loss_g.detach()}
         return losses
 

@@ -80,7 +80,7 @@ def test_dmd2_iteration_over_bare_passes(benchmark, teacher: VideoModel, data: T
     """One round of critic and student updates against the same passes (and backwards) without anything around them."""
     settings = MatchSettings()
     stage = DistributionMatching(settings, Roles(teacher, data, {}))
-    every = settings.fake_updates + 1
+    every = settings.fake_updates
     moved: dict[str, list[int]] = {}
 
     def round_of_updates() -> None:
@@ -102,13 +102,13 @@ def test_dmd2_iteration_over_bare_passes(benchmark, teacher: VideoModel, data: T
     def bare() -> None:
         t = torch.full((BATCH,), 0.5)
         for iteration, simulated in enumerate(exits):
-            student = stage.moves_student(iteration)
+            moving = stage.moves_student(iteration)
             with torch.no_grad():
-                # simulated steps; the critic's sample; the student's guided teacher (2) and critic (1)
-                for _ in range(simulated + (3 if student else 1)):
+                # simulated steps; the sample itself if nothing flows through it; guided teacher (2) and critic (1)
+                for _ in range(simulated + (3 if moving else 1)):
                     teacher.velocity(data.latents, t, data.condition)
-            model = stage.generator if student else stage.fake
-            model.velocity(data.latents, t, data.condition).pow(2).mean().backward()
+            for model in (stage.fake, stage.generator) if moving else (stage.fake,):
+                model.velocity(data.latents, t, data.condition).pow(2).mean().backward()
             for optimizer in stage.optimizers(iteration):
                 optimizer.zero_grad()
 
