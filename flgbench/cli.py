@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from enum import StrEnum
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,8 +37,8 @@ class Executor(StrEnum):
 
 
 Out = Annotated[Path, typer.Option("--out", help="Folder for artifacts and runs.")]
-Methods = Annotated[str, typer.Option("--methods", help="'all', 'none' or a comma-separated list.")]
-Baselines = Annotated[str, typer.Option("--baselines", help="'all' or a comma-separated list.")]
+Methods = Annotated[str, typer.Option("--methods", help="Names, 'all', 'controls' or 'none', separated by commas.")]
+Baselines = Annotated[str, typer.Option("--baselines", help="Names or 'all', separated by commas.")]
 Model = Annotated[str, typer.Option("--model", help="Model family.")]
 Scale = Annotated[str, typer.Option("--scale", help="Size of the family; 'tiny' runs on a laptop.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="METHOD.SETTING=VALUE; may be repeated.")]
@@ -51,11 +52,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def _names(text: str, kind: str) -> tuple[str, ...]:
     from flgbench.registry import registry
 
-    if text == "all":
-        return tuple(registry(kind).names())
-    if text in ("none", ""):
-        return ()
-    names = tuple(name.strip() for name in text.split(","))
+    groups = registry(kind).groups()
+    names = tuple(chain.from_iterable(groups.get(t, (t,)) for t in (part.strip() for part in text.split(",")) if t))
     for name in names:
         registry(kind).check(name)
     if len(set(names)) != len(names):

@@ -102,6 +102,7 @@ def _cell_record(cell: Cell, plan: Plan, store: Store, status: Mapping[str, Stat
     teacher_key = next(k for k, s in plan.steps.items() if s.kind == "teacher")
     teacher = store.facts(teacher_key) if store.is_done(teacher_key) else {}
     network = cell.sampler is not None and made and teacher
+    told = trained or (network and not cell.stages)  # a sampler of the teacher trains nothing: 0 is its true cost
     return {
         "cell": cell.name,
         "method": cell.name if cell.kind == "method" else "",
@@ -116,8 +117,8 @@ def _cell_record(cell: Cell, plan: Plan, store: Store, status: Mapping[str, Stat
         "kept_parameters": made["parameters"] / teacher["parameters"] if network else None,
         "kept_blocks": made["blocks"] / teacher["blocks"] if network else None,
         "parameters": made["parameters"] if network else None,
-        "training_passes": round(sum(f["passes"] for f in trained)) if trained else None,
-        "training_seconds": sum(f["seconds"] for f in trained) if trained else None,
+        "training_passes": round(sum(f["passes"] for f in trained)) if told else None,
+        "training_seconds": sum(f["seconds"] for f in trained) if told else None,
         "status": state,
         "reason": status[bad].reason if bad else "" if finished else "not finished when this was written",
         "settings": dict(cell.settings),
@@ -144,7 +145,8 @@ def _step_record(key: str, plan: Plan, store: Store, status: Status) -> dict[str
 def _copy_importance(plan: Plan, store: Store, folder: Path) -> None:
     for key in plan.steps:
         source = store.path(key) / "importance.json"
-        if store.is_done(key) and source.exists():
+        # A selection that measured nothing has the same file without the errors, and nothing to draw.
+        if store.is_done(key) and source.exists() and "x0_error" in json.loads(source.read_text()):
             shutil.copy(source, folder / "importance.json")
             return
 

@@ -16,6 +16,7 @@ from flgbench.settings import Settings
 from flgbench.stage import Stage
 
 Kind = Literal["reference", "baseline", "control"]
+MethodKind = Literal["method", "control"]
 MethodFamily = Literal["step", "size", "joint", "training-free"]
 
 
@@ -68,9 +69,13 @@ class StageSpec:
 
 
 class Method(ABC):
-    """A way to make a student. One file, one registry line (see methods/README.md)."""
+    """A way to make a student. One file, one registry line (see methods/README.md).
+
+    `kind` "control": trained and measured as any method, but shown to read the others and not ranked.
+    """
 
     label: ClassVar[str]
+    kind: ClassVar[MethodKind] = "method"
     family: ClassVar[MethodFamily]
     changes: ClassVar[str]
     Settings: ClassVar[type[Settings]]
@@ -98,11 +103,15 @@ class EvaluationBatch:
 
 
 class Baseline(ABC):
-    """Something to compare with that makes no student: a sampler of the teacher, or a control without a network."""
+    """Something to compare with that makes no student: a sampler of the teacher, or a control without a network.
+
+    `inferred`: sampler setting -> note, beginning with INFERRED, of each value that no source states.
+    """
 
     label: ClassVar[str]
     kind: ClassVar[Kind] = "baseline"
     changes: ClassVar[str]
+    inferred: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, preset: FamilyPreset) -> None:
         self.preset = preset

@@ -117,16 +117,17 @@ def plan(run: RunSettings, hardware: Mapping[str, Any]) -> Plan:
         cls = registry("baselines").get(name)
         baseline: Baseline = cls(preset)
         sampler = baseline.sampler()
-        producer = {"sampler": sampler.model_dump(mode="json")} if sampler else {"baseline": target_of(cls)}
+        producer = {"sampler": _record(sampler)} if sampler else {"baseline": target_of(cls)}
         sample, quality = measure(name, producer, None)
-        shown = sampler.model_dump(mode="json") if sampler else {}
-        cells.append(Cell(name, cls.label, cls.kind, "none", cls.changes, sampler, shown, [], [], None, sample, quality))
+        shown = _record(sampler) if sampler else {}
+        notes = [{"setting": k, "value": shown[k], "note": note} for k, note in cls.inferred.items()]
+        cells.append(Cell(name, cls.label, cls.kind, "none", cls.changes, sampler, shown, notes, [], None, sample, quality))
     for name in run.methods:
         cells.append(_method_cell(run, name, preset, place, {"teacher": teacher, "data": training}, add, measure))
 
     timed = {c.name: c for c in cells if c.sampler is not None}
     students = {f"student:{c.name}": c.student for c in timed.values() if c.student}
-    samplers = {c.name: c.sampler.model_dump(mode="json") for c in timed.values() if c.sampler}
+    samplers = {c.name: _record(c.sampler) for c in timed.values() if c.sampler}
     reference = next((c.name for c in cells if c.kind == "reference"), None)
     latency_settings = place | {
         "samplers": samplers,
@@ -139,6 +140,11 @@ def plan(run: RunSettings, hardware: Mapping[str, Any]) -> Plan:
         inputs = {"teacher": teacher, "data": test} | students
         add(Step("latency", "interleaved", latency_settings, inputs, exclusive=True))
     return Plan(steps, cells)
+
+
+def _record(sampler: SamplerSettings) -> dict[str, Any]:
+    """A sampler as keys and reports have it. What is not used is left out, so that a new option changes no old key."""
+    return sampler.model_dump(mode="json", exclude_none=True)
 
 
 def _method_cell(run: RunSettings, name: str, preset: FamilyPreset, place: dict, inputs: dict, add, measure) -> Cell:
@@ -162,11 +168,11 @@ def _method_cell(run: RunSettings, name: str, preset: FamilyPreset, place: dict,
         inferred.append({"setting": field_name, "value": getattr(settings, field_name), "note": note})
     student = list(keys.values())[-1]
     sampler = method.sampler()
-    sample, quality = measure(name, {"sampler": sampler.model_dump(mode="json")}, student)
+    sample, quality = measure(name, {"sampler": _record(sampler)}, student)
     return Cell(
         name,
         cls.label,
-        "method",
+        cls.kind,
         cls.family,
         cls.changes,
         sampler,

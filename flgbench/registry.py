@@ -17,6 +17,8 @@ from flgbench.errors import UsageError
 SINGULAR = {"methods": "method", "baselines": "baseline", "families": "family", "metrics": "metric", "reports": "report"}
 KINDS = tuple(SINGULAR)
 
+CONTROL = "control_"
+
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """How an error about an unknown name goes on: a suggestion, or the full stop."""
@@ -48,6 +50,11 @@ class Registry:
 
     def names(self) -> list[str]:
         return sorted(self._targets)
+
+    def groups(self) -> dict[str, list[str]]:
+        """What `all`, `controls` and `none` stand for: controls are named `control_...` and run only when asked for."""
+        controls = [name for name in self.names() if name.startswith(CONTROL)]
+        return {"all": [name for name in self.names() if name not in controls], "controls": controls, "none": []}
 
     def check(self, name: str) -> str:
         if name not in self._targets:

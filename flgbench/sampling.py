@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import Field
@@ -11,6 +12,9 @@ from pydantic import Field
 from flgbench import flow
 from flgbench.models.base import Condition, VideoModel
 from flgbench.settings import Settings
+
+if TYPE_CHECKING:
+    from flgbench.models.cache import FirstBlockCache
 
 Velocity = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Noise = Callable[[int], torch.Tensor]  # number of the step -> fresh noise of x's shape
@@ -31,13 +35,32 @@ def renoise(velocity: Velocity, x: torch.Tensor, times: torch.Tensor, noise: Noi
     return x
 
 
+def unipc(velocity: Velocity, x: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+    """UniPC of order 2 (arXiv 2302.04867) by diffusers, along decreasing `times` (steps + 1,) from 1 to 0.
+
+    One evaluation a step: the corrector reuses the next step's. `times` are shifted already, so flow_shift stays 1.
+    """
+    from diffusers import UniPCMultistepScheduler  # slow to import, and only this sampler needs it
+
+    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    scheduler.set_timesteps(sigmas=times[:-1].double().numpy())
+    scheduler.set_begin_index(0)
+    # The scheduler's timesteps are rounded to thousandths; its sigmas are the times it computes with.
+    for t, timestep in zip(scheduler.sigmas[:-1], scheduler.timesteps, strict=True):
+        x = scheduler.step(velocity(x, t), timestep, x, return_dict=False)[0]
+    return x
+
+
 class SamplerSettings(Settings):
     """How a student or a teacher is sampled. `guidance_scale` 1 means no guidance and one pass a step."""
 
-    kind: Literal["euler", "renoise"] = "euler"
+    kind: Literal["euler", "renoise", "unipc"] = "euler"
     num_inference_steps: int = Field(50, ge=1, le=1000)
     guidance_scale: float = Field(1.0, ge=1.0)
     shift: float = Field(3.0, gt=0)
+    cache_threshold: float | None = Field(
+        None, ge=0, description="relative change of the first block's residual below which a pass is cached; none: no cache"
+    )
 
     @property
     def nfe(self) -> int:
@@ -53,11 +76,19 @@ class GuidedVelocity:
     """A model with its condition as a function of (x, t); counts passes in `nfe`.
 
     `batched` computes both guidance branches in one pass of twice the batch: the same result, but small models gain.
+    `branch` is entered around every pass with its name ('cond', 'uncond' or 'both'), for caches that keep them apart.
     """
 
-    def __init__(self, model: VideoModel, condition: Condition, guidance_scale: float = 1.0, batched: bool = False) -> None:
+    def __init__(
+        self,
+        model: VideoModel,
+        condition: Condition,
+        guidance_scale: float = 1.0,
+        batched: bool = False,
+        branch: Callable[[str], AbstractContextManager] = nullcontext,
+    ) -> None:
         self.model, self.condition = model, condition
-        self.guidance_scale, self.batched = guidance_scale, batched
+        self.guidance_scale, self.batched, self.branch = guidance_scale, batched, branch
         self.unconditional = condition.unconditional()
         self.both = Condition.concatenate([condition, self.unconditional]) if batched else None
         self.nfe = 0
@@ -66,14 +97,18 @@ class GuidedVelocity:
         times = t.expand(len(x))
         if self.guidance_scale == 1:
             self.nfe += 1
-            return self.model.velocity(x, times, self.condition)
+            return self._pass("cond", x, times, self.condition)
         self.nfe += 2
         if self.both is not None:
-            v, v0 = self.model.velocity(torch.cat([x, x]), times.repeat(2), self.both).chunk(2)
+            v, v0 = self._pass("both", torch.cat([x, x]), times.repeat(2), self.both).chunk(2)
         else:
-            v = self.model.velocity(x, times, self.condition)
-            v0 = self.model.velocity(x, times, self.unconditional)
+            v = self._pass("cond", x, times, self.condition)
+            v0 = self._pass("uncond", x, times, self.unconditional)
         return flow.guide(v, v0, self.guidance_scale)
+
+    def _pass(self, branch: str, x: torch.Tensor, times: torch.Tensor, condition: Condition) -> torch.Tensor:
+        with self.branch(branch):
+            return self.model.velocity(x, times, condition)
 
 
 def clip_noise(condition: int, sample: int, draw: int, shape: Sequence[int]) -> torch.Tensor:
@@ -91,17 +126,49 @@ def generate(
     identities: Sequence[tuple[int, int]],
     settings: SamplerSettings,
     batched_cfg: bool = False,
+    cache: FirstBlockCache | None = None,
 ) -> tuple[torch.Tensor, int]:
-    """Latents (B, C, T, H, W) for clips (condition, sample) in `identities`, and the passes each took."""
+    """Latents (B, C, T, H, W) for clips (condition, sample) in `identities`, and the passes each took.
 
+    `cache` is what `build_cache(model, settings)` gave, to spare building it again and to read its count.
+    """
+    cache = cache or build_cache(model, settings)
+    if cache is None:
+        return _denoise(model, condition, identities, settings, batched_cfg)
+    made, nfe = [], 0
+    for i, identity in enumerate(identities):  # one by one: the cache would decide for a whole batch at once
+        cache.reset()
+        alone = condition.select(slice(i, i + 1))
+        latents, nfe = _denoise(cache.model, alone, [identity], settings, batched_cfg, cache.branch)
+        made.append(latents)
+    return torch.cat(made), nfe
+
+
+def build_cache(model: VideoModel, settings: SamplerSettings) -> FirstBlockCache | None:
+    """The cache that `settings` ask for, around a copy of `model`."""
+    if settings.cache_threshold is None:
+        return None
+    from flgbench.models.cache import FirstBlockCache  # imports diffusers
+
+    return FirstBlockCache(model, settings.cache_threshold)
+
+
+def _denoise(
+    model: VideoModel,
+    condition: Condition,
+    identities: Sequence[tuple[int, int]],
+    settings: SamplerSettings,
+    batched_cfg: bool,
+    branch: Callable[[str], AbstractContextManager] = nullcontext,
+) -> tuple[torch.Tensor, int]:
     def noise(draw: int) -> torch.Tensor:
         return torch.stack([clip_noise(c, s, draw, model.latent_shape) for c, s in identities])
 
-    velocity = GuidedVelocity(model, condition, settings.guidance_scale, batched_cfg)
+    velocity = GuidedVelocity(model, condition, settings.guidance_scale, batched_cfg, branch)
     x, times = noise(0), settings.schedule()
     with torch.inference_mode():
-        if settings.kind == "euler":
-            latents = euler(velocity, x, times)
-        else:
+        if settings.kind == "renoise":
             latents = renoise(velocity, x, times, lambda i: noise(i + 1))
+        else:
+            latents = {"euler": euler, "unipc": unipc}[settings.kind](velocity, x, times)
     return latents, velocity.nfe

@@ -235,7 +235,7 @@ def _undecided(why: str) -> Verdict:
 
 
 def ordered_cells(run: RunData) -> list[Cell]:
-    """Real, VAE round trip, other controls that use no network, reference, methods, baselines, frozen image last."""
+    """Real, VAE round trip, reference, methods, baselines, other controls, frozen image last."""
     first = {"real": 0, "vae_round_trip": 1}
     last = {"frozen_image": 9}
     kinds = {"reference": 3, "method": 4, "baseline": 5, "control": 8}

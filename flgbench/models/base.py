@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import nn
+
+# What a block's self-attention sees: every token, its own latent frame and the first one, or there is none.
+SelfAttention = Literal["full", "frame", "none"]
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,29 @@ class VideoModel(ABC):
     @abstractmethod
     def without_blocks(self, drop: Sequence[int]) -> VideoModel:
         """A copy with the blocks at positions `drop` really deleted and the rest re-indexed."""
+
+    @property
+    @abstractmethod
+    def self_attention(self) -> tuple[SelfAttention, ...]:
+        """The self-attention of each block, by position."""
+
+    @abstractmethod
+    def with_self_attention(self, kinds: Sequence[SelfAttention]) -> VideoModel:
+        """A copy whose blocks have the self-attention `kinds`, one a position; 'none' really deletes its parameters."""
+
+    @property
+    @abstractmethod
+    def token_frames(self) -> int:
+        """Frames that the tokens of a clip belong to: they are laid out frame after frame."""
+
+    @abstractmethod
+    def listening_to_self_attention(
+        self, listener: Callable[[int, torch.Tensor, torch.Tensor], None]
+    ) -> AbstractContextManager[None]:
+        """While open, every pass calls `listener(position, query, key)` for each block that has self-attention.
+
+        Query and key are (B, tokens, heads, D), as they are compared: after normalisation and rotary embedding.
+        """
 
     @abstractmethod
     def with_transformer(self, folder: Path) -> VideoModel:

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
 import transformers
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5EncoderModel
 
-from flgbench.models.base import Condition, PassTally, VideoModel
+from flgbench.models.base import Condition, PassTally, SelfAttention, VideoModel
 from flgbench.models.folded_conv import decode_in_two_chunks, encode_in_two_chunks, fold_convolutions
+from flgbench.models.wan_attention import kind_of, project, with_kind
 
 # Beside config.json, not in it: diffusers warns of every key that its model does not know.
 KEPT_BLOCKS = "kept_blocks.json"
+SELF_ATTENTION = "self_attention.json"  # one of 'full', 'frame', 'none' a block; not there: all 'full'
 
 
 class WanX(VideoModel):
@@ -78,11 +82,25 @@ class WanX(VideoModel):
 
     def with_transformer(self, folder: Path) -> WanX:
         """The same encoders with the denoiser stored in `folder`."""
-        denoiser = WanTransformer3DModel.from_pretrained(folder, torch_dtype=torch.float32)
+        denoiser = self._read(folder)
         denoiser.rope.float()
         twin = self._twin(denoiser.requires_grad_(False).eval())
         twin._kept = tuple(json.loads((folder / KEPT_BLOCKS).read_text()))
         return twin
+
+    def _read(self, folder: Path) -> WanTransformer3DModel:
+        file = folder / SELF_ATTENTION
+        kinds = json.loads(file.read_text()) if file.exists() else []
+        if all(kind == "full" for kind in kinds):
+            return WanTransformer3DModel.from_pretrained(folder, torch_dtype=torch.float32)
+        # `from_pretrained` knows only whole blocks: it would make up the weights that are gone.
+        denoiser = WanTransformer3DModel.from_config(WanTransformer3DModel.load_config(folder))
+        self._set_self_attention(denoiser, kinds)
+        weights: dict[str, torch.Tensor] = {}
+        for part in folder.glob("*.safetensors"):  # large models are saved in several
+            weights |= load_file(part)
+        denoiser.load_state_dict(weights)
+        return denoiser
 
     def _twin(self, transformer: WanTransformer3DModel) -> WanX:
         twin = copy.copy(self)
@@ -132,10 +150,48 @@ class WanX(VideoModel):
         twin._kept = tuple(k for i, k in enumerate(self._kept) if i not in dropped)
         return twin
 
+    @property
+    def self_attention(self) -> tuple[SelfAttention, ...]:
+        return tuple(kind_of(block) for block in self.blocks)
+
+    def with_self_attention(self, kinds: Sequence[SelfAttention]) -> WanX:
+        twin = self.copy()
+        self._set_self_attention(twin.transformer, kinds)
+        return twin
+
+    def _set_self_attention(self, transformer: WanTransformer3DModel, kinds: Sequence[SelfAttention]) -> None:
+        if len(kinds) != len(transformer.blocks):
+            raise ValueError(f"{len(kinds)} kinds of self-attention for {len(transformer.blocks)} blocks")
+        pairs = zip(transformer.blocks, kinds, strict=True)
+        transformer.blocks = nn.ModuleList(with_kind(block, kind, self.token_frames) for block, kind in pairs)
+
+    @property
+    def token_frames(self) -> int:
+        return self.latent_shape[1] // self.transformer.config.patch_size[0]
+
+    @contextmanager
+    def listening_to_self_attention(self, listener: Callable[[int, torch.Tensor, torch.Tensor], None]) -> Iterator[None]:
+        def hook(position: int) -> Callable[[Any, tuple[Any, ...]], None]:
+            def listen(attention: Any, inputs: tuple[Any, ...]) -> None:
+                tokens, _, _, rotary = inputs
+                query, key, _ = project(attention, tokens, rotary)
+                listener(position, query, key)
+
+            return listen
+
+        layers: list[tuple[int, Any]] = [(i, b) for i, b in enumerate(self.blocks) if kind_of(b) != "none"]
+        handles = [block.attn1.register_forward_pre_hook(hook(position)) for position, block in layers]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
     def save(self, folder: Path) -> None:
         self.transformer.register_to_config(num_layers=len(self.blocks))
         self.transformer.save_pretrained(folder)
         (folder / KEPT_BLOCKS).write_text(json.dumps(list(self._kept)))
+        (folder / SELF_ATTENTION).write_text(json.dumps(list(self.self_attention)))
 
     def _statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
         shape = (1, -1, 1, 1, 1)

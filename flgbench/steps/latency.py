@@ -19,8 +19,9 @@ import torch
 
 from flgbench.data import shapes
 from flgbench.models.base import VideoModel
+from flgbench.models.cache import FirstBlockCache
 from flgbench.plan import Step
-from flgbench.sampling import SamplerSettings, generate
+from flgbench.sampling import SamplerSettings, build_cache, generate
 from flgbench.steps.loading import load_denoiser, load_teacher, test_factors
 from flgbench.store import Store, write_json
 
@@ -35,21 +36,25 @@ def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
     teacher = load_teacher(step)
     models = {name: load_denoiser(step, store, f"student:{name}") for name in settings["samplers"]}
     samplers = {name: SamplerSettings.model_validate(s) for name, s in settings["samplers"].items()}
+    timers = {
+        name: partial(time_clip, models[name], sampler, cache=build_cache(models[name], sampler))
+        for name, sampler in samplers.items()
+    }
     reference = settings["reference"]
 
     rows, warmups = [], {}
     for name in samplers:
-        warmups[name] = warm_up(partial(time_clip, models[name], samplers[name], images[:1], captions[:1], 0))
+        warmups[name] = warm_up(partial(timers[name], images[:1], captions[:1], 0))
     order = random.Random(0)
     for pair in range(settings["pairs"]):
         names = list(samplers)
         order.shuffle(names)
         for name in names:
             one = slice(pair, pair + 1)
-            times = time_clip(models[name], samplers[name], images[one], captions[one], pair)
+            times = timers[name](images[one], captions[one], pair)
             rows += [{"cell": name, "condition": pair, "metric": k, "value": v} for k, v in times.items()]
             if name == reference:
-                batched = time_clip(models[name], samplers[name], images[one], captions[one], pair, batched_cfg=True)
+                batched = timers[name](images[one], captions[one], pair, batched_cfg=True)
                 rows.append(
                     {"cell": name, "condition": pair, "metric": "denoise_batched_cfg_s", "value": batched["denoise_s"]}
                 )
@@ -85,12 +90,13 @@ def time_clip(
     caption: list[str],
     condition: int,
     batched_cfg: bool = False,
+    cache: FirstBlockCache | None = None,
 ) -> dict[str, float]:
     """Seconds of each stage for one clip."""
     marks = [now()]
     told = model.condition(image, caption)
     marks.append(now())
-    latents, _ = generate(model, told, [(condition, 0)], sampler, batched_cfg)
+    latents, _ = generate(model, told, [(condition, 0)], sampler, batched_cfg, cache)
     marks.append(now())
     model.decode(latents)
     marks.append(now())

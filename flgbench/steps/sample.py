@@ -12,7 +12,7 @@ from flgbench.contracts import EvaluationBatch
 from flgbench.data import shapes
 from flgbench.plan import Step
 from flgbench.registry import resolve
-from flgbench.sampling import SamplerSettings, generate
+from flgbench.sampling import SamplerSettings, build_cache, generate
 from flgbench.steps.loading import identities, load_clips, load_denoiser, test_factors
 from flgbench.store import Store, write_json
 
@@ -25,6 +25,7 @@ def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
     data = load_clips(store.path(step.inputs["data"]))
     ids = identities(settings["conditions"], settings["repeated_conditions"])
     sampler = SamplerSettings.model_validate(settings["sampler"]) if "sampler" in settings else None
+    cache = build_cache(model, sampler) if sampler else None
     if sampler is None:
         preset = resolve_family_preset(step)
         baseline = resolve(settings["baseline"])(preset)
@@ -38,12 +39,14 @@ def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
             batch = EvaluationBatch(condition, truth[index, 0], truth[index], chosen)
             videos.append(baseline.generate(model, batch))
         else:
-            latents, nfe = generate(model, condition, chosen, sampler)
+            latents, nfe = generate(model, condition, chosen, sampler, cache=cache)
             videos.append(model.decode(latents))
         store.event(step.key, "progress", fraction=min(1.0, (start + CLIPS_AT_ONCE) / len(ids)))
     save_file({"video": torch.cat(videos).contiguous()}, folder / "videos.safetensors")
     write_json(folder / "identities.json", ids)
-    return {"nfe": nfe, "parameters": model.n_parameters, "blocks": len(model.blocks)}
+    facts = {"nfe": nfe, "parameters": model.n_parameters, "blocks": len(model.blocks)}
+    # Passes that the cache cut short were begun, so they count in nfe; this says how much of them was computed.
+    return facts | ({"computed_share": cache.computed_share} if cache else {})
 
 
 def resolve_family_preset(step: Step):

@@ -20,26 +20,22 @@ class FeatureDiscriminator(nn.Module):
     def __init__(self, model: VideoModel) -> None:
         super().__init__()
         self._model = [model]  # in a list: the frozen denoiser is no sub-module of the head
-        block = len(model.blocks) * 2 // 3
-        self._tokens: list[torch.Tensor] = []
-        model.blocks[block].register_forward_hook(lambda module, inputs, output: self._keep(output))
-        self._listening = False
-        watched: Any = model.blocks[block]
+        self._block = len(model.blocks) * 2 // 3
+        watched: Any = model.blocks[self._block]
         width = int(watched.norm1.normalized_shape[0])
-        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1))
-
-    def _keep(self, tokens: torch.Tensor) -> None:
-        if self._listening:
-            self._tokens.append(tokens)
+        with torch.random.fork_rng(devices=[]):  # the same head whatever this process drew before
+            torch.manual_seed(0)
+            self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1))
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
-        self._listening = True
+        model, tokens = self._model[0], []
+        # Removed at once: the model is shared, and a copy of it would carry the hook.
+        hook = model.blocks[self._block].register_forward_hook(lambda module, inputs, output: tokens.append(output))
         try:
-            self._model[0].velocity(x, t, condition)
-            return self.head(self._tokens.pop()).mean(dim=(1, 2))
+            model.velocity(x, t, condition)
         finally:
-            self._listening = False
-            self._tokens.clear()
+            hook.remove()
+        return self.head(tokens.pop()).mean(dim=(1, 2))
 
 
 def generator_loss(fake_logits: torch.Tensor) -> torch.Tensor:

@@ -2,9 +2,12 @@
 
 One stage serves DMD2 and FastLightGen's third: they differ in the student (dense or with blocks deleted) and in the
 teacher (classifier-free guidance beta1 alone, or with the intra-guidance beta2 of the dense over the pruned pass).
+MagicDistillation puts other networks into the same loop (`weak_to_strong`).
 """
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -17,20 +20,25 @@ from flgbench.stage import Batch, Roles, TrainedStage
 from methods.parts.adversarial import FeatureDiscriminator, discriminator_loss, generator_loss
 
 
-class MatchSettings(Settings):
+class CommonMatchSettings(Settings):
     """Distribution matching for a student of `steps` passes at the shifted uniform times (4 steps: 1, .9, .75, .5)."""
 
     steps: int = Field(4, ge=1, le=50, description="passes of the student; the paper's comparison uses 4")
     lr: float = Field(5e-5, gt=0, description="INFERRED at this scale; DMD2's SDXL and FastLightGen's 14B use 5e-7")
     fake_lr: float = Field(1e-4, gt=0, description="INFERRED at this scale")
     fake_updates: int = Field(3, ge=1, description="INFERRED at this scale: critic updates per student update; DMD2: 5")
+    shift: float = Field(3.0, gt=0, description="INFERRED: shift of all times; the paper's 4 timesteps are unknown")
+    backward_simulation: bool = Field(True, description="train on the student's own intermediate samples; DMD2 §4.5")
+    gan_weight: float = Field(0.0, ge=0, description="weight of the adversarial term on teacher features; off as in [P]")
+
+
+class MatchSettings(CommonMatchSettings):
+    """The teacher's guidance in DMD2 and FastLightGen."""
+
     beta1: float = Field(3.5, ge=0, description="guidance over the negative caption, standard w")
     beta1_spread: float = Field(0.0, ge=0, description="beta1 ~ U(beta1 - spread, beta1 + spread) in each iteration")
     beta2: float = Field(0.0, ge=0, description="guidance of the dense over the pruned teacher; 0 is plain DMD2")
     beta2_spread: float = Field(0.0, ge=0, description="beta2 ~ U(beta2 - spread, beta2 + spread) in each iteration")
-    shift: float = Field(3.0, gt=0, description="INFERRED: shift of all times; the paper's 4 timesteps are unknown")
-    backward_simulation: bool = Field(True, description="train on the student's own intermediate samples; DMD2 §4.5")
-    gan_weight: float = Field(0.0, ge=0, description="weight of the adversarial term on teacher features; off as in [P]")
 
 
 def well_guided_velocity(
@@ -60,20 +68,21 @@ class DistributionMatching(TrainedStage):
     """Roles: 'recovered' (optional) holds the weights everything starts from, otherwise the teacher's; 'importance'
     (optional) the blocks that the student loses and the pruned teacher skips."""
 
-    Settings = MatchSettings
+    Settings: ClassVar[type[CommonMatchSettings]] = MatchSettings
 
-    def __init__(self, settings: MatchSettings, roles: Roles) -> None:
+    def __init__(self, settings: CommonMatchSettings, roles: Roles) -> None:
         super().__init__(settings, roles)
         self.real = roles.model("recovered") if "recovered" in roles.artifacts else roles.teacher
         pruned = "importance" in roles.artifacts
         self.redundant: list[int] = roles.json("importance", "importance.json")["redundant"] if pruned else []
         self.generator = self.real.without_blocks(self.redundant).requires_grad_(True)
-        self.fake = self.real.copy().requires_grad_(True)
+        self.fake = self.make_fake()
         self.times = flow.euler_times(settings.steps, settings.shift)
         self.discriminator = FeatureDiscriminator(self.real) if settings.gan_weight > 0 else None
 
         def adam(module: nn.Module, lr: float) -> torch.optim.Optimizer:
-            return torch.optim.AdamW(module.parameters(), lr=lr, betas=(0.0, 0.999), weight_decay=0.01)
+            trained = [p for p in module.parameters() if p.requires_grad]
+            return torch.optim.AdamW(trained, lr=lr, betas=(0.0, 0.999), weight_decay=0.01)
 
         self._optimizers = {
             "student": adam(self.generator.transformer, settings.lr),
@@ -81,6 +90,10 @@ class DistributionMatching(TrainedStage):
         }
         if self.discriminator:
             self._optimizers["discriminator"] = adam(self.discriminator, settings.fake_lr)
+
+    def make_fake(self) -> VideoModel:
+        """The network that learns the score of the student's samples."""
+        return self.real.copy().requires_grad_(True)
 
     def student(self) -> VideoModel:
         return self.generator
@@ -113,7 +126,7 @@ class DistributionMatching(TrainedStage):
 
     def _critic_losses(self, clean: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
         x_t, t, noise = self._renoise(clean, batch)
-        velocity = self.fake.velocity(x_t, t, batch.condition)
+        velocity = self.fake_velocity(x_t, t, batch.condition)
         loss = (velocity - flow.velocity_target(clean, noise)).pow(2).mean()
         losses = {"loss": loss, "fake": loss.detach()}
         if self.discriminator:
@@ -128,8 +141,8 @@ class DistributionMatching(TrainedStage):
         x_t, t, _ = self._renoise(clean, batch)
         with torch.no_grad():
             real = flow.clean_estimate(x_t, t, self.real_velocity(x_t, t, batch.condition, batch))
-            fake = flow.clean_estimate(x_t, t, self.fake.velocity(x_t, t, batch.condition))
-            gradient = matching_gradient(clean, fake, real)
+            fake = flow.clean_estimate(x_t, t, self.fake_velocity(x_t, t, batch.condition))
+            gradient = self.gradient(clean, fake, real, batch)
         loss = matching_loss(clean, gradient)
         losses = {"loss": loss, "gradient_rms": gradient.pow(2).mean().sqrt(), "clean": clean}
         if self.discriminator:
@@ -158,6 +171,14 @@ class DistributionMatching(TrainedStage):
         noise = batch.noise()
         t = flow.shift(batch.uniform(0.02, 0.98), self.settings.shift)
         return flow.interpolate(clean, noise, t), t, noise
+
+    def gradient(self, clean: torch.Tensor, fake: torch.Tensor, real: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """What the student's samples descend, from the two clean estimates of their noised versions."""
+        return matching_gradient(clean, fake, real)
+
+    def fake_velocity(self, x: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
+        """The student's score: never guided."""
+        return self.fake.velocity(x, t, condition)
 
     def real_velocity(self, x: torch.Tensor, t: torch.Tensor, condition: Condition, batch: Batch) -> torch.Tensor:
         """The guided teacher with this iteration's coefficients."""

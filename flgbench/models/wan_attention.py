@@ -1,0 +1,115 @@
+"""Self-attention of a Wan block in three forms: over all tokens (diffusers' own), within a latent frame, or none.
+
+Tokens are (B, N, width) in frame-major order: N = frames x tokens of a frame. Heads follow the tokens: (B, N, heads, D).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.transformers.transformer_wan import WanAttnProcessor
+from torch import nn
+
+from flgbench.models.base import SelfAttention
+
+Rotary = tuple[torch.Tensor, torch.Tensor]  # cosines and sines, (1, N, 1, D), every angle twice
+
+
+def rotate(x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
+    """Rotary embedding of (B, N, heads, D): neighbouring channels (2i, 2i + 1) are the coordinates that turn."""
+    cos, sin = rotary
+    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack([-odd, even], dim=-1).flatten(-2)
+    return (x * cos + turned * sin).type_as(x)
+
+
+def project(attention: Any, tokens: torch.Tensor, rotary: Rotary) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Query, key and value (B, N, heads, D) of a `WanAttention`, after its qk-norm and rotary embedding."""
+    query, key, value = (
+        attention.norm_q(attention.to_q(tokens)),
+        attention.norm_k(attention.to_k(tokens)),
+        attention.to_v(tokens),
+    )
+    query, key, value = (x.unflatten(2, (attention.heads, -1)) for x in (query, key, value))
+    return rotate(query, rotary), rotate(key, rotary), value
+
+
+def frame_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, frames: int) -> torch.Tensor:
+    """Attention of every token to its own frame and to frame 0; all (B, N, heads, D).
+
+    Frame 0 stays visible because an image-to-video model puts its first frame there, and no other way leads from it.
+    """
+    batch = len(query)
+    q, k, v = (x.unflatten(1, (frames, -1)).transpose(2, 3) for x in (query, key, value))  # (B, T, heads, n, D)
+
+    def own_and_first(x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x[:, :1].expand_as(x[:, 1:]), x[:, 1:]], dim=3).flatten(0, 1)
+
+    first = F.scaled_dot_product_attention(q[:, 0], k[:, 0], v[:, 0])
+    # Frames join the batch: the fused kernels take four dimensions.
+    others = F.scaled_dot_product_attention(q[:, 1:].flatten(0, 1), own_and_first(k), own_and_first(v))
+    return torch.cat([first[:, None], others.unflatten(0, (batch, -1))], dim=1).transpose(2, 3).flatten(1, 2)
+
+
+class FrameProcessor:
+    """A diffusers attention processor that restricts self-attention as `frame_attention` does."""
+
+    def __init__(self, frames: int) -> None:
+        self.frames = frames
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        rotary_emb: Rotary | None = None,
+    ) -> torch.Tensor:
+        assert encoder_hidden_states is None and attention_mask is None and rotary_emb is not None  # self-attention only
+        out = frame_attention(*project(attn, hidden_states, rotary_emb), self.frames).flatten(2)
+        return attn.to_out[1](attn.to_out[0](out))
+
+
+class BlockWithoutSelfAttention(nn.Module):
+    """A `WanTransformerBlock` reduced to cross-attention and feed-forward, with the weights of `block`.
+
+    The rows of the modulation table that served self-attention (shift, scale, gate) are gone with it.
+    """
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        self.norm2, self.attn2, self.norm3, self.ffn = block.norm2, block.attn2, block.norm3, block.ffn
+        table = block.scale_shift_table
+        self.scale_shift_table = nn.Parameter(table[:, 3:].detach().clone(), requires_grad=table.requires_grad)
+        self.train(block.training)
+
+    def forward(
+        self, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor, temb: torch.Tensor, rotary_emb: Rotary
+    ) -> torch.Tensor:
+        """Tokens (B, N, width) to tokens; `temb` is (B, 6, width), of which the last three modulate the feed-forward."""
+        shift, scale, gate = (self.scale_shift_table + temb[:, 3:].float()).chunk(3, dim=1)
+        x = hidden_states
+        x = x + self.attn2(self.norm2(x.float()).type_as(x), encoder_hidden_states, None, None)
+        out = self.ffn((self.norm3(x.float()) * (1 + scale) + shift).type_as(x))
+        return (x.float() + out.float() * gate).type_as(x)
+
+
+def kind_of(block: Any) -> SelfAttention:
+    """Which of the three forms a block has."""
+    if isinstance(block, BlockWithoutSelfAttention):
+        return "none"
+    return "frame" if isinstance(block.attn1.processor, FrameProcessor) else "full"
+
+
+def with_kind(block: Any, kind: SelfAttention, frames: int) -> nn.Module:
+    """`block` in the form `kind`, changed in place where its parameters stay. What was removed cannot come back."""
+    if kind == kind_of(block):
+        return block
+    if kind_of(block) == "none":
+        raise ValueError(f"no self-attention is left that could become '{kind}'")
+    if kind == "none":
+        return BlockWithoutSelfAttention(block)
+    block.attn1.set_processor(FrameProcessor(frames) if kind == "frame" else WanAttnProcessor())
+    return block

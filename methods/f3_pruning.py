@@ -1,0 +1,49 @@
+"""F3-Pruning (arXiv 2312.03459) on full 3-D attention in two forms: our adaptation."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from flgbench.contracts import Method, StageSpec
+from flgbench.sampling import SamplerSettings
+from methods.parts.temporal_attention import TemporalPruning, TemporalPruningSettings
+
+
+class F3Settings(TemporalPruningSettings):
+    """Settings of the row F3-a."""
+
+    variant: Literal["a"] = Field("a", description="INFERRED: the row is variant a; f3_pruning_b is the other")
+
+
+class F3BSettings(TemporalPruningSettings):
+    """Settings of the row F3-b."""
+
+    variant: Literal["b"] = Field("b", description="INFERRED: the row is variant b; f3_pruning is the other")
+
+
+class F3Pruning(Method):
+    """Layers with the least attention between frames look at their own and the first latent frame only. No training."""
+
+    label = "F3-Pruning a (our 3-D adaptation)"
+    family = "training-free"
+    changes = "attention: half of the layers within frames; parameters and 50 steps x CFG stay"
+    Settings: ClassVar[type[TemporalPruningSettings]] = F3Settings
+
+    def stages(self, budget: float) -> list[StageSpec]:
+        return [StageSpec("temporal_pruning", TemporalPruning, self.settings)]
+
+    def sampler(self) -> SamplerSettings:
+        preset = self.preset
+        return SamplerSettings(
+            num_inference_steps=preset.num_inference_steps, guidance_scale=preset.guidance_scale, shift=preset.shift
+        )
+
+
+class F3PruningB(F3Pruning):
+    """The same layers lose their self-attention, parameters included; cross-attention and feed-forward stay."""
+
+    label = "F3-Pruning b (our 3-D adaptation)"
+    changes = "size: self-attention of half of the layers removed; 50 steps x CFG stay"
+    Settings = F3BSettings

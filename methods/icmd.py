@@ -1,0 +1,32 @@
+"""ICMD, the distillation of VDMini (arXiv 2411.18375), on a DiT: our adaptation."""
+
+from __future__ import annotations
+
+from flgbench.contracts import Method, StageSpec
+from flgbench.errors import UsageError
+from flgbench.sampling import SamplerSettings
+from methods.parts.content import ContentDistillation, ContentSettings, shallow_blocks
+
+
+class ICMD(Method):
+    """Shallow blocks deleted; the rest learns from the teacher's states and a multi-frame discriminator. Steps stay."""
+
+    label = "ICMD (our DiT adaptation)"
+    family = "size"
+    changes = "size: 30 % of the blocks deleted, the shallow ones; 50 steps x CFG stay"
+    Settings = ContentSettings
+
+    def stages(self, budget: float) -> list[StageSpec]:
+        keep, blocks = self.settings.keep, self.preset.blocks
+        if not shallow_blocks(keep, blocks):
+            raise UsageError(
+                f"icmd.keep must be below 1: ICMD deletes blocks, and {keep} of {blocks} blocks deletes none; "
+                f"choose at most {(blocks - 1) / blocks:g}"
+            )
+        return [StageSpec("content", ContentDistillation, self.settings, budget=budget)]
+
+    def sampler(self) -> SamplerSettings:
+        preset = self.preset
+        return SamplerSettings(
+            num_inference_steps=preset.num_inference_steps, guidance_scale=preset.guidance_scale, shift=preset.shift
+        )

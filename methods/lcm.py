@@ -1,0 +1,34 @@
+"""LCM: latent consistency distillation for video (arXiv 2310.04378, 2312.09109)."""
+
+from __future__ import annotations
+
+from flgbench.contracts import Method, StageSpec
+from flgbench.sampling import SamplerSettings
+from methods.parts.consistency import ConsistencyDistillation, ConsistencySettings
+from methods.parts.pruned_start import PrunedStartSettings, dense_or_pruned_start
+
+
+class LCMSettings(PrunedStartSettings):
+    """Settings of the distillation and, where `keep` is below 1, of the pruned start before it."""
+
+    distill: ConsistencySettings = ConsistencySettings()
+
+
+class LCM(Method):
+    """Consistency along the teacher's guided trajectory: its 50 guided steps become 4 passes, and motion is mostly lost."""
+
+    label = "LCM"
+    family = "step"
+    changes = "steps: 50 x CFG to 4 passes"
+    Settings = LCMSettings
+
+    def stages(self, budget: float) -> list[StageSpec]:
+        start = dense_or_pruned_start(self.settings, budget, self.preset.blocks, "lcm")
+        return [
+            *start.stages,
+            StageSpec("distill", ConsistencyDistillation, self.settings.distill, start.inputs, start.budget),
+        ]
+
+    def sampler(self) -> SamplerSettings:
+        distill = self.settings.distill
+        return SamplerSettings(kind="renoise", num_inference_steps=distill.steps, shift=distill.shift)

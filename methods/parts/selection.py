@@ -1,0 +1,83 @@
+"""Redundant blocks chosen without looking at the model, and their deletion: what a ranking has to beat (methods.md 8)."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from pathlib import Path
+
+import torch
+from pydantic import Field
+
+from flgbench.settings import Settings
+from flgbench.stage import ComputedStage
+from flgbench.store import write_json
+from methods.parts.importance import n_redundant
+
+
+def middle_blocks(n_blocks: int, count: int) -> list[int]:
+    """`count` neighbouring positions with as many blocks before as behind, or one less."""
+    first = (n_blocks - count) // 2
+    return list(range(first, first + count))
+
+
+def random_blocks(n_blocks: int, count: int, seed: int) -> list[int]:
+    """`count` positions, every set equally likely."""
+    return torch.randperm(n_blocks, generator=torch.Generator().manual_seed(seed))[:count].sort().values.tolist()
+
+
+class MiddleSettings(Settings):
+    """How many blocks remain."""
+
+    keep: float = Field(0.7, gt=0, le=1, description="share of blocks that remain; abstract of 2603.01685: 30 % pruned")
+
+
+class RandomSettings(MiddleSettings):
+    """How many blocks remain, and which draw decides."""
+
+    seed: int = Field(0, ge=0, description="INFERRED: ours; one draw of the redundant blocks")
+
+
+class Selection(ComputedStage):
+    """Writes the set of redundant blocks in the form of `methods.parts.importance`, but without a measured damage."""
+
+    @abstractmethod
+    def select(self, n_blocks: int, count: int) -> list[int]:
+        """Positions of the `count` redundant blocks."""
+
+    def compute(self, out: Path) -> None:
+        blocks = self.roles.teacher.kept_blocks
+        redundant = self.select(len(blocks), n_redundant(self.settings.keep, len(blocks)))
+        write_json(out / "importance.json", {"blocks": list(blocks), "redundant": redundant})
+
+
+class MiddleBlocks(Selection):
+    """The blocks in the middle."""
+
+    Settings = MiddleSettings
+
+    def select(self, n_blocks: int, count: int) -> list[int]:
+        return middle_blocks(n_blocks, count)
+
+
+class RandomBlocks(Selection):
+    """Blocks drawn by lot."""
+
+    Settings = RandomSettings
+
+    def select(self, n_blocks: int, count: int) -> list[int]:
+        return random_blocks(n_blocks, count, self.settings.seed)
+
+
+class DeletionSettings(Settings):
+    """Nothing to set: the selection says which blocks go."""
+
+
+class Deletion(ComputedStage):
+    """Deletes the redundant blocks (role 'importance') of the recovered model (role 'recovered'), else of the teacher."""
+
+    Settings = DeletionSettings
+
+    def compute(self, out: Path) -> None:
+        dense = self.roles.model("recovered") if "recovered" in self.roles.artifacts else self.roles.teacher
+        redundant = self.roles.json("importance", "importance.json")["redundant"]
+        dense.without_blocks(redundant).save(out / "transformer")
