@@ -117,6 +117,7 @@ def _cell_record(cell: Cell, plan: Plan, store: Store, status: Mapping[str, Stat
         "kept_parameters": made["parameters"] / teacher["parameters"] if network else None,
         "kept_blocks": made["blocks"] / teacher["blocks"] if network else None,
         "parameters": made["parameters"] if network else None,
+        "flops": made["flops"] if network else None,
         "training_passes": round(sum(f["passes"] for f in trained)) if told else None,
         "training_seconds": sum(f["seconds"] for f in trained) if told else None,
         "status": state,

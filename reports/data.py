@@ -63,6 +63,7 @@ class Cell(_Record):
     kept_parameters: float | None = Field(None, gt=0, le=1)
     kept_blocks: float | None = Field(None, gt=0, le=1)
     parameters: int | None = None
+    flops: int | None = None
     training_passes: int | None = None
     training_seconds: float | None = None
     status: Status

@@ -80,6 +80,7 @@ def speed(run: RunData) -> Table:
     columns = [
         Column("nfe", "NFE", meaning="network passes for one clip; guidance counts two"),
         Column("kept", "Kept", "params / blocks", meaning="share of the teacher's parameters and blocks that remain"),
+        Column("flops", "Compute", "GFLOP", "↓", "to denoise one clip; with attention, without blocks that a cache leaves out"),
         *(_column(s) for s in latency),
         Column("nominal", "Nominal", "speed-up", "↑", "NFE × kept blocks, reference over this one: arithmetic"),
         Column("denoise", "Denoise", "speed-up", "↑", f"denoising loop only; {up}"),
@@ -94,6 +95,7 @@ def speed(run: RunData) -> Table:
         entries |= {
             "nfe": _count(cell.nfe, cell),
             "kept": _kept(cell),
+            "flops": _gigaflops(cell),
             "nominal": _ratio(ups.nominal),
             "denoise": _ratio(ups.denoise),
             "end_to_end": _ratio(ups.end_to_end),
@@ -133,6 +135,10 @@ def _count(number: int | None, cell: Cell) -> Entry:
 def _without_network(cell: Cell) -> bool:
     """Some controls have a student: what is not known of them yet is not known, not absent."""
     return cell.kind == "control" and cell.num_inference_steps is None
+
+
+def _gigaflops(cell: Cell) -> Entry:
+    return Entry(f"{cell.flops / 1e9:.1f}", cell.flops / 1e9) if cell.flops else _count(None, cell)
 
 
 def _kept(cell: Cell) -> Entry:

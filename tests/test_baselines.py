@@ -17,6 +17,7 @@ from baselines.unipc import UniPC4, UniPC8, UniPC20
 from flgbench import flow
 from flgbench.contracts import FamilyPreset
 from flgbench.models.cache import FirstBlockCache
+from flgbench.models.flops import pass_flops
 from flgbench.models.wanx import WanX
 from flgbench.plan import RunSettings, Step, plan
 from flgbench.registry import registry
@@ -233,8 +234,10 @@ def test_the_sample_step_records_what_was_computed(
         step = Step("sample", "probe", {"sampler": sampler, "conditions": 2, "repeated_conditions": 0}, {"data": "clips"})
         store = Store(tmp_path)
         facts.append(sample.run(step, store, store.start(step.key)))
-    assert facts[0] == {"nfe": 4, "parameters": tiny_model.n_parameters, "blocks": 4, "computed_share": 5 / 8}
-    assert facts[1] == {"nfe": 2, "parameters": tiny_model.n_parameters, "blocks": 4}
+    one = pass_flops(tiny_model, tiny_data.condition.select(slice(0, 1)))
+    size = {"parameters": tiny_model.n_parameters, "blocks": 4}
+    assert facts[0] == size | {"nfe": 4, "computed_share": 5 / 8, "flops": round(4 * 5 / 8 * one)}
+    assert facts[1] == size | {"nfe": 2, "computed_share": 1.0, "flops": 2 * one}
 
 
 @pytest.mark.parametrize("batched", [False, True])

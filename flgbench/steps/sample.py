@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from flgbench.contracts import EvaluationBatch
 from flgbench.data import shapes
+from flgbench.models.flops import pass_flops
 from flgbench.plan import Step
 from flgbench.registry import resolve
 from flgbench.sampling import SamplerSettings, build_cache, generate
@@ -45,8 +46,12 @@ def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
     save_file({"video": torch.cat(videos).contiguous()}, folder / "videos.safetensors")
     write_json(folder / "identities.json", ids)
     facts = {"nfe": nfe, "parameters": model.n_parameters, "blocks": len(model.blocks)}
-    # Passes that the cache cut short were begun, so they count in nfe; this says how much of them was computed.
-    return facts | ({"computed_share": cache.computed_share} if cache else {})
+    if sampler is None:
+        return facts
+    # Passes that a cache cut short were begun, so they count in nfe; its share says how much of them was computed.
+    share = cache.computed_share if cache else 1.0
+    flops = nfe * share * pass_flops(model, data.condition.select(slice(0, 1)))
+    return facts | {"flops": round(flops), "computed_share": share}
 
 
 def resolve_family_preset(step: Step):

@@ -20,7 +20,7 @@ from flgbench.models.folded_conv import fold_convolutions
 from flgbench.models.tiny import parallel, wanx, wanx_vae
 from flgbench.models.wanx import WanX
 
-CLIPS, STEPS = 24_576, 16_000
+CLIPS, STEPS = 24_576, 10_000
 
 
 def set_latent_statistics(vae: AutoencoderKLWan, clips: int = 512) -> None:
