@@ -15,7 +15,7 @@ from flgbench.sampling import SamplerSettings
 from flgbench.settings import Settings, build_settings, digest
 from flgbench.training import LoopSettings
 
-BATCH = 16
+BATCH = 8  # clips; at a fixed budget, more and smaller updates go further than fewer and larger ones
 
 
 @dataclass(frozen=True)

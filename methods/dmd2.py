@@ -5,6 +5,7 @@ from __future__ import annotations
 from flgbench.contracts import Method, StageSpec
 from flgbench.sampling import SamplerSettings
 from methods.parts.distribution_matching import DistributionMatching, MatchSettings
+from methods.parts.guidance import with_teacher_guidance
 
 
 class DMD2(Method):
@@ -16,7 +17,8 @@ class DMD2(Method):
     Settings = MatchSettings
 
     def stages(self, budget: float) -> list[StageSpec]:
-        return [StageSpec("match", DistributionMatching, self.settings, budget=budget)]
+        match = with_teacher_guidance(self.settings, "beta1", self.preset)
+        return [StageSpec("match", DistributionMatching, match, budget=budget)]
 
     def sampler(self) -> SamplerSettings:
         return SamplerSettings(kind="renoise", num_inference_steps=self.settings.steps, shift=self.settings.shift)

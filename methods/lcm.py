@@ -5,6 +5,7 @@ from __future__ import annotations
 from flgbench.contracts import Method, StageSpec
 from flgbench.sampling import SamplerSettings
 from methods.parts.consistency import ConsistencyDistillation, ConsistencySettings
+from methods.parts.guidance import with_teacher_guidance
 from methods.parts.pruned_start import PrunedStartSettings, dense_or_pruned_start
 
 
@@ -24,10 +25,8 @@ class LCM(Method):
 
     def stages(self, budget: float) -> list[StageSpec]:
         start = dense_or_pruned_start(self.settings, budget, self.preset.blocks, "lcm")
-        return [
-            *start.stages,
-            StageSpec("distill", ConsistencyDistillation, self.settings.distill, start.inputs, start.budget),
-        ]
+        distill = with_teacher_guidance(self.settings.distill, "guidance_scale", self.preset)
+        return [*start.stages, StageSpec("distill", ConsistencyDistillation, distill, start.inputs, start.budget)]
 
     def sampler(self) -> SamplerSettings:
         distill = self.settings.distill

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flgbench.contracts import Method, StageSpec
 from flgbench.sampling import SamplerSettings
+from methods.parts.guidance import with_teacher_guidance
 from methods.parts.pruned_start import PrunedStartSettings, dense_or_pruned_start
 from methods.parts.weak_to_strong import WeakToStrong, WeakToStrongSettings
 
@@ -24,7 +25,8 @@ class MagicDistillation(Method):
 
     def stages(self, budget: float) -> list[StageSpec]:
         start = dense_or_pruned_start(self.settings, budget, self.preset.blocks, "magic_distillation")
-        return [*start.stages, StageSpec("match", WeakToStrong, self.settings.match, start.inputs, start.budget)]
+        match = with_teacher_guidance(self.settings.match, "guidance_scale", self.preset)
+        return [*start.stages, StageSpec("match", WeakToStrong, match, start.inputs, start.budget)]
 
     def sampler(self) -> SamplerSettings:
         match = self.settings.match

@@ -80,7 +80,7 @@ def speed(run: RunData) -> Table:
     columns = [
         Column("nfe", "NFE", meaning="network passes for one clip; guidance counts two"),
         Column("kept", "Kept", "params / blocks", meaning="share of the teacher's parameters and blocks that remain"),
-        Column("flops", "Compute", "GFLOP", "↓", "to denoise one clip; with attention, without blocks that a cache leaves out"),
+        Column("flops", "Compute", "GFLOP", "↓", "to denoise one clip, with attention, without what a cache leaves out"),
         *(_column(s) for s in latency),
         Column("nominal", "Nominal", "speed-up", "↑", "NFE × kept blocks, reference over this one: arithmetic"),
         Column("denoise", "Denoise", "speed-up", "↑", f"denoising loop only; {up}"),

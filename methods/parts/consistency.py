@@ -19,7 +19,7 @@ class ConsistencySettings(Settings):
     steps: int = Field(4, ge=1, le=50, description="passes of the student; the paper's comparison uses 4")
     grid: int = Field(50, ge=1, description="points of the trajectory: 1000 / 20, the skip interval of LCM [P]")
     guidance_scale: float = Field(
-        3.5, ge=1, description="INFERRED: guidance of the Euler step, standard w, equal to the other methods' beta1"
+        3.5, ge=1, description="INFERRED: guidance of the Euler step, standard w; LCM takes the teacher's unless set"
     )
     shift: float = Field(3.0, gt=0, description="INFERRED: shift of all times, equal to the other methods'")
     ema_decay: float = Field(0.95, ge=0, lt=1, description="of the target network; VideoLCM [P]")

@@ -24,9 +24,13 @@ class CommonMatchSettings(Settings):
     """Distribution matching for a student of `steps` passes at the shifted uniform times (4 steps: 1, .9, .75, .5)."""
 
     steps: int = Field(4, ge=1, le=50, description="passes of the student; the paper's comparison uses 4")
-    lr: float = Field(5e-5, gt=0, description="INFERRED at this scale; DMD2's SDXL and FastLightGen's 14B use 5e-7")
-    fake_lr: float = Field(1e-4, gt=0, description="INFERRED at this scale")
-    fake_updates: int = Field(3, ge=1, description="INFERRED at this scale: critic updates per student update; DMD2: 5")
+    lr: float = Field(1e-4, gt=0, description="INFERRED at this scale; DMD2's SDXL and FastLightGen's 14B use 5e-7")
+    fake_lr: float = Field(4e-4, gt=0, description="INFERRED at this scale")
+    fake_updates: int = Field(
+        1,
+        ge=1,
+        description="INFERRED at this scale: critic updates per student update; DMD2: 5",
+    )
     shift: float = Field(3.0, gt=0, description="INFERRED: shift of all times; the paper's 4 timesteps are unknown")
     backward_simulation: bool = Field(True, description="train on the student's own intermediate samples; DMD2 §4.5")
     gan_weight: float = Field(0.0, ge=0, description="weight of the adversarial term on teacher features; off as in [P]")
@@ -35,7 +39,11 @@ class CommonMatchSettings(Settings):
 class MatchSettings(CommonMatchSettings):
     """The teacher's guidance in DMD2 and FastLightGen."""
 
-    beta1: float = Field(3.5, ge=0, description="guidance over the negative caption, standard w")
+    beta1: float = Field(
+        3.5,
+        ge=0,
+        description="INFERRED: guidance over the negative caption, standard w; unset, DMD2 takes the teacher's",
+    )
     beta1_spread: float = Field(0.0, ge=0, description="beta1 ~ U(beta1 - spread, beta1 + spread) in each iteration")
     beta2: float = Field(0.0, ge=0, description="guidance of the dense over the pruned teacher; 0 is plain DMD2")
     beta2_spread: float = Field(0.0, ge=0, description="beta2 ~ U(beta2 - spread, beta2 + spread) in each iteration")

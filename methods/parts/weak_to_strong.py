@@ -27,7 +27,7 @@ class WeakToStrongSettings(CommonMatchSettings):
     weak: float = Field(0.25, ge=0, description="scale of the LoRA in the real score; best of the paper's sweep")
     strong: float = Field(1.0, gt=0, description="INFERRED: scale of the LoRA in the fake score")
     guidance_scale: float = Field(
-        3.5, ge=1, description="INFERRED: guidance of the real score, standard w, equal to the other methods' beta1"
+        3.5, ge=1, description="INFERRED: guidance of the real score, standard w; the method takes the teacher's unless set"
     )
     fake_lr: float = Field(
         1e-3, gt=0, description="INFERRED at this scale: of the LoRA, 20 times the student's, the ratio of DMD2_wanx"
