@@ -30,6 +30,7 @@ class FamilyPreset:
     clip: tuple[int, int, int]  # frames, height, width
     fps: int
     blocks: int
+    self_attention_share: float  # of the denoiser's parameters
 
 
 class Family(ABC):

@@ -8,19 +8,19 @@ from pydantic import Field
 
 from flgbench.contracts import Method, StageSpec
 from flgbench.sampling import SamplerSettings
-from methods.parts.temporal_attention import TemporalPruning, TemporalPruningSettings
+from methods.parts.temporal_attention import TemporalPruning, TemporalPruningSettings, layers_for_keep
 
 
 class F3Settings(TemporalPruningSettings):
     """Settings of the row F3-a."""
 
-    variant: Literal["a"] = Field("a", description="INFERRED: the row is variant a; f3_pruning_b is the other")
+    variant: Literal["a"] = Field("a", description="f3_pruning_b is the other")
 
 
 class F3BSettings(TemporalPruningSettings):
     """Settings of the row F3-b."""
 
-    variant: Literal["b"] = Field("b", description="INFERRED: the row is variant b; f3_pruning is the other")
+    variant: Literal["b"] = Field("b", description="f3_pruning is the other")
 
 
 class F3Pruning(Method):
@@ -32,6 +32,8 @@ class F3Pruning(Method):
     Settings: ClassVar[type[TemporalPruningSettings]] = F3Settings
 
     def stages(self, budget: float) -> list[StageSpec]:
+        if self.settings.keep is not None:  # refused before any work; the stage itself counts the layers
+            layers_for_keep(self.settings.keep, 1, 1 - self.preset.self_attention_share, self.preset.blocks)
         return [StageSpec("temporal_pruning", TemporalPruning, self.settings)]
 
     def sampler(self) -> SamplerSettings:

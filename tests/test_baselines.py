@@ -27,7 +27,9 @@ from flgbench.steps import sample
 from flgbench.steps.latency import STAGES, time_clip
 from flgbench.store import Store
 
-PRESET = FamilyPreset(shift=3.0, guidance_scale=2.0, num_inference_steps=50, clip=(17, 64, 64), fps=8, blocks=10)
+PRESET = FamilyPreset(
+    shift=3.0, guidance_scale=2.0, num_inference_steps=50, clip=(17, 64, 64), fps=8, blocks=10, self_attention_share=0.236
+)
 ALWAYS = 1e9  # a threshold under which every pass after the first is cut short
 MEAN, SPREAD = 0.7, 1.0
 NAMES = {

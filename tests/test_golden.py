@@ -73,7 +73,13 @@ def run_stages(method: Method, teacher: WanX, data: TrainingData, folder: Path, 
 
 def preset(teacher: WanX) -> FamilyPreset:
     return FamilyPreset(
-        shift=3.0, guidance_scale=2.0, num_inference_steps=50, clip=teacher.clip_shape, fps=8, blocks=len(teacher.blocks)
+        shift=3.0,
+        guidance_scale=2.0,
+        num_inference_steps=50,
+        clip=teacher.clip_shape,
+        fps=8,
+        blocks=len(teacher.blocks),
+        self_attention_share=0.2,
     )
 
 

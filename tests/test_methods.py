@@ -36,7 +36,9 @@ def log_every_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "LOG_EVERY", 1)
 
 
-PRESET = FamilyPreset(shift=3.0, guidance_scale=3.0, num_inference_steps=50, clip=(17, 64, 64), fps=8, blocks=10)
+PRESET = FamilyPreset(
+    shift=3.0, guidance_scale=3.0, num_inference_steps=50, clip=(17, 64, 64), fps=8, blocks=10, self_attention_share=0.236
+)
 
 
 def importance_folder(folder: Path, redundant: list[int]) -> Path:

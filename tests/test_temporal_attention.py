@@ -16,9 +16,11 @@ from test_methods import PRESET
 
 from flgbench.errors import UsageError
 from flgbench.models.base import SelfAttention
+from flgbench.models.families import WanXFamily
 from flgbench.models.flops import pass_flops
 from flgbench.models.wan_attention import frame_attention, project
 from flgbench.models.wanx import SELF_ATTENTION, WanX
+from flgbench.plan import RunSettings, plan
 from flgbench.stage import Roles, TrainingData
 from flgbench.steps import train as train_step
 from flgbench.store import Store
@@ -232,6 +234,15 @@ def test_keep_decides_how_many_layers_lose_attention(tiny_model: WanX, tiny_data
     assert len(written["changed"]) == 4 and written["parameters"] / written["teacher_parameters"] <= three - 0.01
     with pytest.raises(UsageError, match="out of reach"):
         compute(0.5)
+
+
+def test_a_share_out_of_reach_is_refused_before_any_work() -> None:
+    with pytest.raises(UsageError, match=r"^f3_pruning_b.keep 0.7 is out of reach"):
+        plan(RunSettings(methods=("f3_pruning_b",), method_settings={"f3_pruning_b": {"keep": 0.7}}), {})
+    teacher = WanXFamily().load("tiny")
+    bare = teacher.with_self_attention(["none"] * len(teacher.blocks))
+    share = 1 - bare.n_parameters / teacher.n_parameters
+    assert WanXFamily().preset("tiny").self_attention_share == pytest.approx(share, abs=1e-3)
 
 
 def test_contradictions_are_refused() -> None:

@@ -29,6 +29,7 @@ class WanXFamily(Family):
             clip=(17, 64, 64),
             fps=8,
             blocks=10,
+            self_attention_share=0.236,
         )
 
     def folder(self, scale: str) -> Path:

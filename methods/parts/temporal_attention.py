@@ -83,7 +83,7 @@ def layer_masses(model: VideoModel, data: TrainingData, clips: int, times: int, 
     return masses
 
 
-def layers_for_keep(keep: float, parameters: int, bare_parameters: int, layers: int) -> int:
+def layers_for_keep(keep: float, parameters: float, bare_parameters: float, layers: int) -> int:
     """Fewest self-attention layers whose removal leaves at most `keep` x `parameters`.
 
     `bare_parameters` is what remains without any of the `layers`, all equally large. Raises UsageError below that.
