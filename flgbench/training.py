@@ -32,6 +32,9 @@ class LoopSettings(Settings):
     batch: int = Field(16, ge=1)
     accumulate: int = Field(1, ge=1)
     clip_norm: float = Field(10.0, gt=0, description="DMD2's SDXL recipe clips at 10 [P]")
+    decay: float = Field(
+        0.4, ge=0, le=1, description="INFERRED: last share of the budget, over which all learning rates fall to zero"
+    )
     seed: int = 0
     checkpoint_seconds: float = Field(20.0, gt=0)
 
@@ -55,16 +58,21 @@ def train(
         iteration, seconds, tally.passes = int(scalars["iteration"]), scalars["seconds"], scalars["passes"]
     else:
         tally.passes = 0.0
+    # A checkpoint holds no learning rates: these are the stage's own. Loading makes new groups, so they are read after it.
+    rates = [(group, group["lr"]) for optimizer in optimizers.values() for group in optimizer.param_groups]
     began, saved = time.monotonic() - seconds, time.monotonic()
     guarded = iteration - GUARD_EVERY
 
     while tally.passes < settings.budget:
+        spent = tally.passes / settings.budget
         losses: dict[str, torch.Tensor] = {}
         for part in range(settings.accumulate):
             seed = (settings.seed * 1_000_003 + iteration) * 64 + part
             batch = data.batch(settings.batch, torch.Generator().manual_seed(seed))
             losses = stage.train_step(batch, iteration)
             (losses["loss"] / settings.accumulate).backward()
+        for group, rate in rates:
+            group["lr"] = rate * (min(1.0, (1 - spent) / settings.decay) if settings.decay else 1.0)
         for optimizer in stage.optimizers(iteration):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
