@@ -32,6 +32,7 @@ class LoopSettings(Settings):
     batch: int = Field(16, ge=1)
     accumulate: int = Field(1, ge=1)
     clip_norm: float = Field(10.0, gt=0, description="DMD2's SDXL recipe clips at 10 [P]")
+    warmup: int = Field(10, ge=0, description="INFERRED: first iterations, over which all learning rates rise from zero")
     decay: float = Field(
         0.4, ge=0, le=1, description="INFERRED: last share of the budget, over which all learning rates fall to zero"
     )
@@ -72,7 +73,7 @@ def train(
             losses = stage.train_step(batch, iteration)
             (losses["loss"] / settings.accumulate).backward()
         for group, rate in rates:
-            group["lr"] = rate * (min(1.0, (1 - spent) / settings.decay) if settings.decay else 1.0)
+            group["lr"] = rate * rate_factor(iteration, spent, settings)
         for optimizer in stage.optimizers(iteration):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
@@ -102,6 +103,13 @@ def train(
     if ema:
         student.load_state_dict(student.state_dict() | ema)
     return {"iterations": iteration, "passes": tally.passes, "seconds": seconds}
+
+
+def rate_factor(iteration: int, spent: float, settings: LoopSettings) -> float:
+    """Of every learning rate, in iteration 0, 1, ... with the share `spent` of the budget gone."""
+    rise = (iteration + 1) / settings.warmup if settings.warmup else 1.0
+    fall = (1 - spent) / settings.decay if settings.decay else 1.0
+    return min(1.0, rise, fall)
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from methods.parts.pruned_start import PrunedStartSettings, pruned_start
 class WellGuidedMatchSettings(MatchSettings):
     """Stage III: the paper's optimum for WanX is beta1 = 3.5, beta2 = 0.25; coefficients are drawn from a uniform law."""
 
+    lr: float = Field(2e-4, gt=0, description="INFERRED at this scale; FastLightGen's 14B uses 5e-7")
     beta1: float = Field(3.5, ge=0, description="guidance over the negative caption, standard w; paper Table 5: 3.5")
     beta1_spread: float = Field(1.0, ge=0, description="INFERRED: range of the uniform law; the paper's was not found")
     beta2: float = Field(0.25, ge=0, description="guidance of the dense over the pruned teacher; paper Table 5: 0.25")

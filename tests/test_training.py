@@ -236,17 +236,18 @@ def test_collapsed_student_ends_its_training(tiny_model: WanX, tiny_data: Traini
         training.train(stage, tiny_data, LoopSettings(budget=2000, batch=2), teacher.tally, tmp_path, Recorder())
 
 
-def test_learning_rates_fall_to_zero(tiny_model: WanX, tiny_data: TrainingData, tmp_path: Path) -> None:
+def test_learning_rates_rise_and_fall(tiny_model: WanX, tiny_data: TrainingData, tmp_path: Path) -> None:
     stage = DistributionMatching(MatchSettings(lr=1e-4, fake_lr=4e-4), Roles(tiny_model.copy(), tiny_data, {}))
     seen: list[tuple[float, ...]] = []
     stage.after_step = lambda iteration, losses: seen.append(  # type: ignore[method-assign]
         tuple(o.param_groups[0]["lr"] for o in stage.all_optimizers().values())
     )
-    settings = LoopSettings(budget=400, batch=2, decay=0.5)
+    settings = LoopSettings(budget=400, batch=2, decay=0.5, warmup=4)
     lines: list[dict[str, float]] = []
     training.train(stage, tiny_data, settings, stage.generator.tally, tmp_path, lambda **line: lines.append(line))
     spent = [0.0, *(line["fraction"] for line in lines[:-1])]
     assert len(seen) > 8
-    for share, (student, fake) in zip(spent, seen, strict=True):
-        assert student == pytest.approx(1e-4 * min(1, (1 - share) / 0.5)) and fake == pytest.approx(4 * student)
-    assert seen[0] == (1e-4, 4e-4) and seen[-1][0] < 0.2e-4
+    for i, (share, (student, fake)) in enumerate(zip(spent, seen, strict=True)):
+        factor = min(1, (i + 1) / 4, (1 - share) / 0.5)
+        assert student == pytest.approx(1e-4 * factor) and fake == pytest.approx(4 * student)
+    assert seen[0] == pytest.approx((0.25e-4, 1e-4)) and seen[3] == (1e-4, 4e-4) and seen[-1][0] < 0.2e-4

@@ -18,7 +18,7 @@ class ImportanceSettings(Settings):
     """How damage is estimated and how much is to go."""
 
     keep: float = Field(0.7, gt=0, le=1, description="share of blocks that remain; abstract of 2603.01685: 30 % pruned")
-    clips: int = Field(32, ge=1, description="INFERRED: number of real clips; the paper's count was not found")
+    clips: int = Field(16, ge=1, description="INFERRED: number of real clips; the paper's count was not found")
     times: int = Field(4, ge=1, description="INFERRED: points of the fixed t grid; the paper's grid was not found")
     weight: str = Field(
         "x0", pattern="^(x0|elbo)$", description="INFERRED: ranks by plain x0 error; 'elbo' uses the exact ELBO weight"

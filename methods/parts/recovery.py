@@ -26,10 +26,10 @@ class RecoverySettings(Settings):
     target: Literal["teacher", "self"] = Field(
         "teacher", description="INFERRED: the dense pass that is imitated, frozen teacher's or the trained weights' own"
     )
-    lr: float = Field(2e-4, gt=0, description="INFERRED at this scale; the paper trains 14B at 1e-5")
+    lr: float = Field(5e-4, gt=0, description="INFERRED at this scale; the paper trains 14B at 1e-5")
     shift: float = Field(3.0, gt=0, description="INFERRED: training times are uniform, then shifted as the teacher's")
     drift_limit: float = Field(
-        1.5, gt=1, description="INFERRED: the stage fails when the dense loss exceeds this many times the teacher's"
+        1.5, gt=1, description="INFERRED: the stage fails when the dense loss is twice running this many times the teacher's"
     )
 
 
@@ -53,6 +53,7 @@ class Recovery(TrainedStage):
     def __init__(self, settings: RecoverySettings, roles: Roles) -> None:
         super().__init__(settings, roles)
         self.redundant: list[int] = roles.json("importance", "importance.json")["redundant"]
+        self.drifting = False
         self.model = roles.teacher.copy().requires_grad_(True)
         self.optimizer = torch.optim.AdamW(
             self.model.transformer.parameters(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=0.01
@@ -94,5 +95,6 @@ class Recovery(TrainedStage):
         if "dense_ground_truth" not in losses:
             return
         dense, teacher = losses["dense_ground_truth"].item(), losses["teacher_ground_truth"].item()
-        if dense > self.settings.drift_limit * teacher:
+        was_drifting, self.drifting = self.drifting, dense > self.settings.drift_limit * teacher
+        if was_drifting and self.drifting:  # once can be the noise of a small batch
             raise StageFailure("drifting", f"the dense loss is {dense:.3f}, the teacher's {teacher:.3f}, by {iteration}")
