@@ -26,7 +26,7 @@ class F3BSettings(TemporalPruningSettings):
 class F3Pruning(Method):
     """Layers with the least attention between frames look at their own and the first latent frame only. No training."""
 
-    label = "F3-Pruning a (our 3-D adaptation)"
+    label = "F3-a (our adaptation)"
     family = "training-free"
     changes = "attention: half of the layers within frames; parameters and 50 steps x CFG stay"
     Settings: ClassVar[type[TemporalPruningSettings]] = F3Settings
@@ -46,6 +46,6 @@ class F3Pruning(Method):
 class F3PruningB(F3Pruning):
     """The same layers lose their self-attention, parameters included; cross-attention and feed-forward stay."""
 
-    label = "F3-Pruning b (our 3-D adaptation)"
+    label = "F3-b (our adaptation)"
     changes = "size: self-attention of half of the layers removed; 50 steps x CFG stay"
     Settings = F3BSettings

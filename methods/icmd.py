@@ -11,7 +11,7 @@ from methods.parts.content import ContentDistillation, ContentSettings, shallow_
 class ICMD(Method):
     """Shallow blocks deleted; the rest learns from the teacher's states and a multi-frame discriminator. Steps stay."""
 
-    label = "ICMD (our DiT adaptation)"
+    label = "ICMD (our adaptation)"
     family = "size"
     changes = "size: 30 % of the blocks deleted, the shallow ones; 50 steps x CFG stay"
     Settings = ContentSettings

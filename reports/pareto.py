@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from reports.aggregates import Estimate, estimate
 from reports.catalogue import BY_KEY, HEADLINE, seconds
 from reports.data import RunData
-from reports.style import COLUMN, INK, MUTED, label_points, legible, looks, pale, save, short, style
+from reports.style import COLUMN, INK, MUTED, PAGE, label_points, legible, looks, pale, save, short, style
 
 Place = Literal["front", "dominated", "undecided"]
 
@@ -63,7 +63,8 @@ def build(run: RunData, out: Path) -> list[Path]:
     shown = BY_KEY[HEADLINE]
     look = looks(run)
     with style():
-        figure, axes = plt.subplots(figsize=(COLUMN, 2.75))
+        crowded = len(found) > 8  # no room for the labels in one column
+        figure, axes = plt.subplots(figsize=(PAGE, 4) if crowded else (COLUMN, 2.75))
         for p in found:
             x, y, colour = _value(p.latency), shown.scale * _value(p.quality), look[p.cell].colour
             colour = pale(colour) if p.place == "dominated" else colour

@@ -21,10 +21,10 @@ from reports.data import RunData
 
 COLUMN, PAGE = 3.4, 7.0  # inches: one column, the whole width of a two-column page
 INK, MUTED, GRID = "#1c1c1e", "#6d6d72", "#e3e3e8"
-# Okabe and Ito (2008), without the yellow that is too light for thin lines on white.
-METHOD_COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+# Okabe and Ito (2008), without the yellow that is too light for thin lines on white; then a violet and a brown.
+METHOD_COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#6a3d9a", "#8b5a2b")
 BASELINE_COLOURS = ("#7a7a80", "#a0a0a6", "#57575c", "#8c7f6a", "#b9a98c")
-METHOD_MARKERS = ("o", "s", "D", "^", "v", "P")
+METHOD_MARKERS = ("o", "s", "D", "^", "v", "P", "H", "d")
 BASELINE_MARKERS = ("X", "<", ">", "p", "h")
 
 
