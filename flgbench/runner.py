@@ -54,7 +54,7 @@ def _block_children(plan: Plan, status: dict[str, Status], failed: str) -> None:
             _block_children(plan, status, child)
 
 
-def _work(step: Step, root: Path, threads: int) -> None:
+def work(step: Step, root: Path, threads: int) -> None:
     import torch
 
     from flgbench.steps import execute
@@ -106,7 +106,7 @@ def run_local(
                     continue
                 # A step alone on the machine may use all of it; others share.
                 threads = cores if step.exclusive else max(1, cores // slots)
-                running[pool.submit(_work, step, store.root, threads)] = step.key
+                running[pool.submit(work, step, store.root, threads)] = step.key
                 status[step.key] = Status(RUNNING)
             on_change(status)
             if not running:
