@@ -30,7 +30,8 @@ class Array:
 
 def group(plan: Plan, pending: Collection[str], profile: Profile, queued: Collection[str] = ()) -> list[Array]:
     """Arrays for the steps in `pending`, parents first. Parents in neither `pending` nor `queued` count as done."""
-    waits = {k: {p for p in plan.steps[k].inputs.values() if p in pending or p in queued} for k in plan.steps if k in pending}
+    chosen, open_parents = set(pending), {*pending, *queued}
+    waits = {k: open_parents.intersection(step.inputs.values()) for k, step in plan.steps.items() if k in chosen}
     resources = {kind: profile.resources(kind) for kind in {plan.steps[k].kind for k in waits}}
     depth: dict[str, int] = {}
     for key, parents in waits.items():

@@ -1,14 +1,12 @@
-"""Submit the steps of a plan as job arrays. Nothing is submitted unless every request can be met."""
+"""Submit the steps of a plan as job arrays, whole or not at all."""
 
 from __future__ import annotations
 
-import fcntl
-import json
 import os
 import shlex
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,130 +14,78 @@ import submitit
 
 from flgbench.errors import UsageError
 from flgbench.plan import Plan
-from flgbench.store import Store, write_json
+from flgbench.store import Store
 from slurm import scheduler
 from slurm.grouping import Array, group
 from slurm.job import ROOT, StepJob, code_hash, save_steps
-from slurm.profiles import Profile, Resources
+from slurm.profiles import Profile
+from slurm.queue import Queue
 
 
-class Queue:
-    """Which job computes which step: one small file a step beside the store, shared by all runs of the store.
-
-    Two runs with a common step thus submit it once, and the same command given again submits nothing twice.
-    """
-
-    def __init__(self, store: Store) -> None:
-        self.folder = store.root.parent / "queue"
-
-    def record(self, key: str, job: str, run: str, log: Path) -> None:
-        write_json(self.folder / f"{key}.json", {"job": job, "run": run, "log": str(log), "submitted": time.time()})
-
-    def jobs(self, keys: Any) -> dict[str, dict[str, Any]]:
-        """The last job of each of `keys` that has had one."""
-        paths = {key: self.folder / f"{key}.json" for key in keys}
-        return {key: json.loads(path.read_text()) for key, path in paths.items() if path.exists()}
-
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """One submission at a time. A lock of the process: it ends with it, however that ends."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / ".lock").open("w") as file:
-            fcntl.lockf(file, fcntl.LOCK_EX)
-            yield
-
-
-def arrays_to_submit(plan: Plan, store: Store, profile: Profile, live: dict[str, scheduler.Job]) -> list[Array]:
-    """What is neither done nor already waiting or running in the scheduler. `live` is the scheduler's queue."""
-    queued = {key for key, record in Queue(store).jobs(plan.steps).items() if record["job"] in live}
-    pending = [key for key in plan.steps if key not in queued and not store.is_done(key)]
-    return group(plan, pending, profile, [k for k in queued if not store.is_done(k)])
-
-
-def check_profile(profile: Profile, kinds: list[str]) -> list[str]:
-    """One line a kind of step that says what will be asked for. Raises UsageError for the first that cannot be met."""
-    offered = scheduler.partitions()
-    default = next((p.name for p in offered.values() if p.default), None)
-    lines = []
-    for kind in kinds:
-        wanted = profile.resources(kind)
-        name = wanted.partition or default
-        where = f"profile {profile.name}, {kind}"
-        if name is None or name not in offered:
-            raise UsageError(f"{where}: no partition '{name}' here. Partitions: {', '.join(offered)}")
-        has = offered[name]
-        for asked, most, unit in (
-            (wanted.time_minutes, has.minutes, "minutes"),
-            (wanted.gpus, has.gpus, "GPUs a node"),
-            (wanted.cpus, has.cpus, "CPUs a node"),
-            (wanted.memory_gb, has.memory_gb, "GB a node"),
-        ):
-            if most is not None and asked > most:
-                raise UsageError(f"{where}: asks for {asked:g} {unit}, and partition '{name}' has {most:g}")
-        # SLURM's own verdict covers what sinfo does not show: account, QOS, constraint, further options.
-        flags = [f"--{k}" if v is True else f"--{k}={v}" for k, v in wanted.sbatch().items()]
-        try:
-            scheduler.call("sbatch", "--test-only", *flags, "--wrap", "true")
-        except UsageError as error:
-            raise UsageError(f"{where}: {error}") from None
-        limit = f"{has.minutes} min" if has.minutes else "none"
-        lines.append(f"{kind:8} ok: partition {name}, {wanted.time_minutes} min (limit {limit}), {wanted.gpus} GPUs")
-    return lines
+def arrays_to_submit(plan: Plan, store: Store, profile: Profile, live: Collection[str]) -> list[Array]:
+    """Arrays of what is neither done nor already in the scheduler, whose job ids are `live`."""
+    queued = [k for k, r in Queue(store).records(plan.steps).items() if r.job in live and not store.is_done(k)]
+    pending = [k for k in plan.steps if k not in queued and not store.is_done(k)]
+    return group(plan, pending, profile, queued)
 
 
 def submit(plan: Plan, store: Store, folder: Path, profile: Profile, max_jobs: int | None) -> dict[str, str]:
     """Submit what has to run; returns step -> job id, of the new jobs only. `folder` is the run folder.
 
-    Raises UsageError, with nothing left in the queue, when SLURM refuses.
+    `max_jobs` limits the tasks of one array that run at a time. Raises UsageError when SLURM refuses; the queue then
+    holds nothing of this submission.
     """
     queue = Queue(store)
     with queue.lock():
         live = scheduler.queue()
         arrays = arrays_to_submit(plan, store, profile, live)
+        ids = {key: record.job for key, record in queue.records(plan.steps).items() if record.job in live}
+        new: dict[str, str] = {}
         if not arrays:
-            return {}
-        check_profile(profile, sorted({a.kind for a in arrays}))
-        steps = (folder / "slurm" / "steps.json").resolve()
-        steps.parent.mkdir(parents=True, exist_ok=True)
-        save_steps(steps, plan.steps)
+            return new
+        place = (folder / "slurm").resolve()
+        place.mkdir(parents=True, exist_ok=True)
+        save_steps(place / "steps.json", plan.steps)
         # A folder of its own: submitit takes a result left there by an older job of the same id for the new one's.
-        logs = steps.parent / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-        ids = {k: r["job"] for k, r in queue.jobs(plan.steps).items() if r["job"] in live}
-        code, new = code_hash(), {}
-        parents: list[str] = []  # job id of each array, without index
+        logs = place / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        code = code_hash()
+        array_ids: list[str] = []
         try:
             for array in arrays:
                 executor = submitit.SlurmExecutor(logs, max_num_timeout=profile.max_timeouts)
-                after = dependency(array, ids, parents)
-                executor.update_parameters(**parameters(array.resources, profile, array, after, max_jobs))
-                with executor.batch():
-                    jobs = [executor.submit(StepJob(store.root.resolve(), steps, k, code)) for k in array.keys]
-                parents.append(jobs[0].job_id.partition("_")[0])
+                after = dependency(array, ids, array_ids)
+                executor.update_parameters(**parameters(array, profile, after, max_jobs))
+                # Inside a job, sbatch would take the parent's resources from its environment.
+                inside_job = "SLURM_JOB_ID" in os.environ
+                with submitit.helpers.clean_env() if inside_job else nullcontext(), executor.batch():
+                    jobs = [
+                        executor.submit(StepJob(store.root.resolve(), place / "steps.json", key, code)) for key in array.keys
+                    ]
+                array_ids.append(jobs[0].job_id.partition("_")[0])
                 for key, job in zip(array.keys, jobs, strict=True):
                     ids[key] = new[key] = job.job_id
-                    queue.record(key, job.job_id, folder.name, job.paths.stderr)
-        except submitit.core.utils.FailedJobError as error:
-            scheduler.cancel(sorted(new.values()))
-            raise UsageError(f"SLURM refuses, nothing is submitted: {str(error).strip().splitlines()[-1]}") from None
-        except BaseException:  # Ctrl-C too: half a plan in the queue would only wait for parents that never come
-            scheduler.cancel(sorted(new.values()))
+                    queue.add(key, job.job_id, folder.name, job.paths.stderr)
+        except BaseException as error:
+            # Half a plan would wait in the queue for parents that never come.
+            scheduler.cancel(array_ids)
+            if isinstance(error, submitit.core.utils.FailedJobError):
+                said = (str(error).strip().splitlines() or ["no reason given"])[-1]
+                raise UsageError(f"SLURM refuses, nothing is submitted: {said}") from None
             raise
     return new
 
 
-def dependency(array: Array, ids: dict[str, str], parents: list[str]) -> str | None:
-    """sbatch's --dependency: all of `after` ended well, and the task of the same index too."""
-    parts = [f"aftercorr:{parents[array.corresponding]}"] if array.corresponding is not None else []
+def dependency(array: Array, ids: dict[str, str], array_ids: list[str]) -> str | None:
+    """sbatch's --dependency: all of `after` ended well, and so did the task of the same index."""
+    parts = [f"aftercorr:{array_ids[array.corresponding]}"] if array.corresponding is not None else []
     if array.after:
-        parts.append(":".join(["afterok", *(ids[k] for k in array.after)]))
+        parts.append(":".join(["afterok", *(ids[key] for key in array.after)]))
     return ",".join(parts) or None
 
 
-def parameters(
-    resources: Resources, profile: Profile, array: Array, after: str | None, max_jobs: int | None
-) -> dict[str, Any]:
+def parameters(array: Array, profile: Profile, after: str | None, max_jobs: int | None) -> dict[str, Any]:
     """The request in submitit's words: it knows some options itself, and takes the rest by sbatch's names."""
-    options = resources.sbatch()
+    options = array.resources.sbatch()
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     return {
         "job_name": f"flg-{array.kind}",
@@ -149,22 +95,27 @@ def parameters(
         "signal_delay_s": profile.signal_seconds,
         "array_parallelism": max_jobs or len(array.keys),
         # PYTHONSAFEPATH: or the folder that `run` was called in, perhaps another checkout, would come first.
-        "setup": [*resources.setup, f"export PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(path)}"],
+        "setup": [*array.resources.setup, f"export PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(path)}"],
         "dependency": after,
         # Without kill-on-invalid-dep the children of a failed parent stay in the queue for ever.
         "additional_parameters": options | {"kill-on-invalid-dep": "yes", "requeue": True},
     }
 
 
-def describe(arrays: list[Array], profile: Profile, max_jobs: int | None) -> str:
+def describe(arrays: list[Array], profile: Profile, max_jobs: int | None) -> list[dict[str, Any]]:
     """The arrays and their sbatch settings, for --dry-run."""
-    lines = []
-    for number, array in enumerate(arrays):
-        waits = [f"task i after task i of array {array.corresponding}"] if array.corresponding is not None else []
-        waits += [f"all after {len(array.after)} step{'s' * (len(array.after) > 1)}"] if array.after else []
-        lines.append(f"array {number}: {len(array.keys)} × {array.kind}" + "".join(f", {w}" for w in waits))
-        flags = [f"--{k}" if v is True else f"--{k}={v}" for k, v in array.resources.sbatch().items()]
-        flags += [f"--array=0-{len(array.keys) - 1}%{min(max_jobs or len(array.keys), len(array.keys))}"]
-        lines.append(f"  sbatch {' '.join(flags)} --signal=USR2@{profile.signal_seconds} --requeue")
-        lines += [f"    {key}" for key in array.keys]
-    return "\n".join(lines)
+    described = []
+    for array in arrays:
+        count = len(array.keys)
+        flags = [*array.resources.flags(), f"--signal=USR2@{profile.signal_seconds}", "--requeue"]
+        flags += [f"--array=0-{count - 1}%{min(max_jobs or count, count)}"] if count > 1 else []
+        described.append(
+            {
+                "kind": array.kind,
+                "sbatch": flags,
+                "after": list(array.after),
+                "index_to_index": array.corresponding,
+                "steps": list(array.keys),
+            }
+        )
+    return described

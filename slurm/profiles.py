@@ -52,6 +52,19 @@ class Resources(Settings):
         }
         return {k: v for k, v in (options | self.options).items() if v is not None and v is not False}
 
+    def flags(self) -> list[str]:
+        """The same as command line flags."""
+        return [f"--{name}" if value is True else f"--{name}={value}" for name, value in self.sbatch().items()]
+
+
+class Hardware(Settings):
+    """Facts of the compute node, where they differ from the submitting machine's: they key latency (see environment.py)."""
+
+    processor: str | None = None
+    cores: int | None = None
+    gpu: str | None = None
+    dtype: str | None = None
+
 
 class Profile(Resources):
     """Resources of every step, and under `kinds` what differs for a kind of step."""
@@ -59,9 +72,7 @@ class Profile(Resources):
     name: str
     signal_seconds: int = Field(60, ge=5, description="from SLURM's warning to the end of the time")
     max_timeouts: int = Field(1000, ge=0, description="time limits reached before a step counts as failed")
-    hardware: dict[str, str | int] = Field(
-        default_factory=dict, description="facts of the compute node that differ from this machine's; they key latency"
-    )
+    hardware: Hardware = Hardware()
     kinds: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
     def resources(self, kind: str) -> Resources:
@@ -109,17 +120,18 @@ def _check_kinds(path: Path, text: str, kinds: Any) -> None:
 
 
 def _line(text: str, message: str) -> str:
-    """Where the setting that `message` is about stands in the file: its owner and name open the message."""
-    found = re.match(r"(?:(profile|kinds\.\w+) has no setting '([^']+)')|(?:(profile|kinds\.\w+)\.([\w-]+))", message)
+    """Where the setting that `message` is about stands in the file: its dotted name opens the message."""
+    found = re.match(r"((?:profile|kinds)[.\w-]*)(?: has no setting '([^']+)'|: )", message)
     if not found:
         return ""
-    owner, field = (found[1] or found[3]), (found[2] or found[4])
-    return _line_of(text, (*(owner.split(".") if owner != "profile" else ()), field))
+    path = [*found[1].removeprefix("profile").lstrip(".").split("."), *filter(None, [found[2]])]
+    # An item of a list has no line of its own: that of the list will do.
+    return next(filter(None, (_line_of(text, path[:n]) for n in range(len(path), 0, -1))), "")
 
 
 def _line_of(text: str, path: Iterable[str]) -> str:
     """`:LINE` of the table or key `path`, or nothing if it is written in a way this does not see."""
-    wanted, table = ".".join(path), ""
+    wanted, table = ".".join(filter(None, path)), ""
     for number, line in enumerate(text.splitlines(), 1):
         if header := re.match(r"\s*\[([^\]]+)\]", line):
             table = header[1].strip() + "."

@@ -6,26 +6,19 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flgbench.errors import UsageError
-
-OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "REVOKED")
 
 
 @dataclass(frozen=True)
 class Job:
-    """One job as the scheduler tells it. `state` is SLURM's word, `elapsed` its D-HH:MM:SS, `place` 1 for the next to start."""
+    """One job as the scheduler tells it: SLURM's word for its state, D-HH:MM:SS elapsed, place 1 for the next to start."""
 
     state: str
     reason: str = ""
     elapsed: str = ""
     place: int | None = None
-
-    @property
-    def live(self) -> bool:
-        """Whether it still waits or runs. A job on a failed node does: SLURM requeues it."""
-        return self.state not in OVER
 
 
 @dataclass(frozen=True)
@@ -40,10 +33,15 @@ class Partition:
     default: bool
 
 
+def available() -> bool:
+    """Whether this machine has SLURM's commands. Whether a cluster answers, only a call tells."""
+    return shutil.which("sbatch") is not None
+
+
 def call(*command: str) -> str:
     """stdout of a SLURM command. Raises UsageError with its last line when it fails or is not there."""
     if shutil.which(command[0]) is None:
-        raise UsageError(f"no SLURM on this machine: '{command[0]}' is not on PATH (see slurm/README.md for a cluster to try)")
+        raise UsageError(f"no SLURM on this machine: '{command[0]}' is not on PATH (slurm/README.md has one to try)")
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     except subprocess.TimeoutExpired:
@@ -58,14 +56,15 @@ def partitions() -> dict[str, Partition]:
     """Every partition, from sinfo: for a partition of unlike nodes, the largest of each number."""
     found: dict[str, Partition] = {}
     for line in call("sinfo", "-h", "-o", "%P|%l|%G|%c|%m").splitlines():
-        name, limit, gres, cpus, memory = line.split("|")
+        shown, limit, gres, cpus, memory = line.split("|")
+        name = shown.rstrip("*")  # the star marks the default partition
         gpus = sum(int(n) for n in re.findall(r"gpu(?::[^:,()]+)?:(\d+)", gres))
-        before = found.get(name.rstrip("*"))
-        numbers = (gpus, int(cpus.rstrip("+")), int(memory.rstrip("+")) / 1024)
-        most = [max(a, b) for a, b in zip(numbers, (before.gpus, before.cpus, before.memory_gb))] if before else numbers
-        found[name.rstrip("*")] = Partition(
-            name.rstrip("*"), minutes(limit), int(most[0]), int(most[1]), most[2], name.endswith("*")
+        here = Partition(
+            name, minutes(limit), gpus, int(cpus.rstrip("+")), int(memory.rstrip("+")) / 1024, shown.endswith("*")
         )
+        before = found.get(name, here)
+        most = {field: max(getattr(before, field), getattr(here, field)) for field in ("gpus", "cpus", "memory_gb")}
+        found[name] = replace(here, **most)
     return found
 
 
@@ -79,9 +78,9 @@ def minutes(limit: str) -> int | None:
     return int(days or 0) * 1440 + hours * 60 + mins
 
 
-def queue(user_only: bool = True) -> dict[str, Job]:
+def queue() -> dict[str, Job]:
     """All waiting and running jobs of this user by id ("12" or, of an array, "12_3"), with their place in the queue."""
-    lines = call("squeue", "-h", "-r", "-S", "-p,i", *(["--me"] if user_only else []), "-o", "%i|%T|%r|%M").splitlines()
+    lines = call("squeue", "-h", "-r", "-S", "-p,i", "--me", "-o", "%i|%T|%r|%M").splitlines()
     jobs: dict[str, Job] = {}
     place = 0
     for line in lines:
