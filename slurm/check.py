@@ -37,8 +37,8 @@ def _partition(wanted: Resources, offered: dict[str, scheduler.Partition]) -> sc
     """The partition that would be used. Raises UsageError if it is not there or offers less than is asked for."""
     name = wanted.partition or next((p.name for p in offered.values() if p.default), "")
     if name not in offered:
-        asked = f"no partition '{name}'" if name else "the profile names no partition and there is no default one"
-        raise UsageError(f"{asked}. Partitions: {', '.join(offered)}")
+        problem = f"no partition '{name}'" if name else "the profile names no partition and there is no default one"
+        raise UsageError(f"{problem}. Partitions: {', '.join(offered)}")
     has = offered[name]
     for asked, most, unit in (
         (wanted.time_minutes, has.minutes, "minutes"),
