@@ -42,7 +42,10 @@ def preview(
     """What `execute` would do: its settings, plan and store, and the arrays as text. Needs no SLURM."""
     settings = settings_for(settings, profile)
     plan, store, _ = prepare(settings, out, profile)
-    live = scheduler.queue() if scheduler.available() else {}
+    try:
+        live = scheduler.queue()
+    except UsageError:  # a plan can be looked at anywhere
+        live = {}
     arrays = launcher.arrays_to_submit(plan, store, profile, live)
     return settings, plan, store, launcher.describe(arrays, profile, max_jobs)
 

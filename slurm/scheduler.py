@@ -33,11 +33,6 @@ class Partition:
     default: bool
 
 
-def available() -> bool:
-    """Whether this machine has SLURM's commands. Whether a cluster answers, only a call tells."""
-    return shutil.which("sbatch") is not None
-
-
 def call(*command: str) -> str:
     """stdout of a SLURM command. Raises UsageError with its last line when it fails or is not there."""
     if shutil.which(command[0]) is None:
