@@ -34,6 +34,7 @@ class Kind(StrEnum):
 class Executor(StrEnum):
     local = "local"
     inline = "inline"
+    slurm = "slurm"
 
 
 Out = Annotated[Path, typer.Option("--out", help="Folder for artifacts and runs.")]
@@ -47,6 +48,9 @@ Conditions = Annotated[int | None, typer.Option("--conditions", help="Test condi
 Pairs = Annotated[int | None, typer.Option("--pairs", help="Timed conditions of the latency protocol.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Training seed.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Where = Annotated[Executor, typer.Option("--executor", help="Where steps run.")]
+ProfileName = Annotated[str | None, typer.Option("--profile", help="slurm: resource profile, a name or a .toml file.")]
+MaxJobs = Annotated[int | None, typer.Option("--max-jobs", min=1, help="slurm: most jobs of one array at a time.")]
 
 
 def _names(text: str, kind: str) -> tuple[str, ...]:
@@ -97,7 +101,10 @@ def run(
     pairs: Pairs = None,
     seed: Seed = None,
     out: Out = Path("flgbench-out"),
-    executor: Annotated[Executor, typer.Option(help="Where steps run.")] = Executor.local,
+    executor: Where = Executor.local,
+    profile: ProfileName = None,
+    max_jobs: MaxJobs = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="slurm: follow the jobs, or return once submitted.")] = True,
     slots: Annotated[int | None, typer.Option(min=1, help="Steps at a time (local); default: one a core.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     as_json: AsJson = False,
@@ -105,17 +112,30 @@ def run(
     """Train every method from one teacher, measure quality and latency, write the report. Continues what was stopped."""
     if executor == Executor.inline and slots is not None:
         raise UsageError("--executor inline runs one step at a time: leave out --slots")
+    if executor == Executor.slurm and slots is not None:
+        raise UsageError("--executor slurm takes --max-jobs: leave out --slots")
+    if executor != Executor.slurm and not wait:
+        raise UsageError("--no-wait needs --executor slurm")
+    resources = _profile(executor, profile, max_jobs)
     settings = _settings(
         methods, baselines, model, scale, assignments, budget=budget, conditions=conditions, pairs=pairs, seed=seed
     )
     if dry_run:
-        _print_plan(settings, out, as_json)
+        _print_plan(settings, out, as_json, resources, max_jobs)
         return
     from flgbench import environment
     from flgbench import run as work
 
     command = "flgbench " + " ".join(sys.argv[1:])
-    folder, status = work.execute(settings, out, executor.value, slots or environment.cores(), command)
+    if resources is not None:
+        from slurm import cluster
+
+        folder, status, submitted = cluster.execute(settings, out, resources, max_jobs, wait, command)
+        if not wait:
+            _print_submitted(folder, out, submitted, as_json)
+            return
+    else:
+        folder, status = work.execute(settings, out, executor.value, slots or environment.cores(), command)
     bad = work.failed(status)
     page = folder / "report" / "index.html"
     if as_json:
@@ -127,6 +147,28 @@ def run(
         print(f"report: {page}")
     if bad:
         raise typer.Exit(1)
+
+
+def _profile(executor: Executor, name: str | None, max_jobs: int | None) -> Any:
+    """The profile of a cluster run, None for other executors. Raises UsageError where the options do not fit."""
+    if executor != Executor.slurm:
+        if name is not None or max_jobs is not None:
+            raise UsageError(f"--{'profile' if name is not None else 'max-jobs'} needs --executor slurm")
+        return None
+    from slurm.profiles import load_profile, names
+
+    if name is None:
+        raise UsageError(f"--executor slurm needs --profile. Known: {', '.join(names())}, or a path ending in .toml")
+    return load_profile(name)
+
+
+def _print_submitted(folder: Path, out: Path, jobs: int, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"run": str(folder), "jobs": jobs}))
+        return
+    print(f"{folder.name}: {jobs} jobs submitted")
+    for verb in ("status", "report", "cancel"):
+        print(f"  flgbench {verb} {folder.name} --out {out}")
 
 
 @app.command(epilog="Example:  flgbench plan --methods fastlightgen,dmd2")
@@ -141,29 +183,47 @@ def plan(
     pairs: Pairs = None,
     seed: Seed = None,
     out: Out = Path("flgbench-out"),
+    executor: Where = Executor.local,
+    profile: ProfileName = None,
+    max_jobs: MaxJobs = None,
     as_json: AsJson = False,
 ) -> None:
     """Print every step of a run: cached or to run. The same as `run --dry-run`."""
+    resources = _profile(executor, profile, max_jobs)
     settings = _settings(
         methods, baselines, model, scale, assignments, budget=budget, conditions=conditions, pairs=pairs, seed=seed
     )
-    _print_plan(settings, out, as_json)
+    _print_plan(settings, out, as_json, resources, max_jobs)
 
 
-def _print_plan(settings: Any, out: Path, as_json: bool) -> None:
+def _print_plan(settings: Any, out: Path, as_json: bool, profile: Any, max_jobs: int | None) -> None:
     from flgbench import run as work
     from flgbench.runner import initial_status
 
-    steps, store = work.prepare(settings, out)
+    arrays: list[dict[str, Any]] = []
+    if profile is None:
+        steps, store = work.prepare(settings, out)
+    else:
+        from slurm import cluster
+
+        settings, steps, store, arrays = cluster.preview(settings, out, profile, max_jobs)
     status = initial_status(steps, store)
     if as_json:
         states = {k: s.state for k, s in status.items()}
-        print(json.dumps(work.plan_record(steps, settings) | {"status": states}))
-    else:
-        work.print_plan(steps, status)
+        more = {"arrays": arrays} if profile is not None else {}
+        print(json.dumps(work.plan_record(steps, settings) | {"status": states} | more))
+        return
+    work.print_plan(steps, status)
+    for number, array in enumerate(arrays):
+        print(f"array {number}: {len(array['steps'])} {array['kind']}, sbatch {' '.join(array['sbatch'])}")
+        if array["index_to_index"] is not None:
+            print(f"  each task after its own of array {array['index_to_index']}")
+        if array["after"]:
+            print(f"  all after {' '.join(array['after'])}")
 
 
-def _run_folder(out: Path, name: str | None) -> Path:
+def run_folder(out: Path, name: str | None) -> Path:
+    """The folder of run `name`, or of the latest in `out`. Raises UsageError if there is none."""
     runs = sorted((p.parent for p in out.glob("runs/*/plan.json")), key=lambda p: (p / "plan.json").stat().st_mtime)
     if name is not None:
         folder = Path(name) if (Path(name) / "plan.json").exists() else out / "runs" / name
@@ -181,23 +241,30 @@ RunArgument = Annotated[str | None, typer.Argument(help="Run name or folder; def
 
 @app.command(epilog="Example:  flgbench status --out flgbench-out")
 def status(name: RunArgument = None, out: Out = Path("flgbench-out"), as_json: AsJson = False) -> None:
-    """Where a run stands, from its files alone."""
+    """Where a run stands, from its files alone; of a run on a cluster also what the scheduler says."""
     from flgbench.store import Store
 
-    folder = _run_folder(out, name)
+    folder = run_folder(out, name)
     store = Store(folder.parent.parent / "store")
+    steps = json.loads((folder / "plan.json").read_text())["steps"]
+    scheduled: dict[str, dict[str, Any]] = {}
+    if (folder / "slurm").exists():
+        from slurm.state import look
+
+        scheduled = look({s["key"]: list(s["inputs"].values()) for s in steps}, store)
     lines = []
-    for step in json.loads((folder / "plan.json").read_text())["steps"]:
+    for step in steps:
         events = store.events(step["key"])
         last = events[-1] if events else {"event": "waiting"}
         state = (
             "done"
             if store.is_done(step["key"])
-            else {"progress": "running", "started": "running"}.get(last["event"], last["event"])
+            else {"progress": "running", "started": "running", "job": "running"}.get(last["event"], last["event"])
         )
         attempts = sum(e["event"] == "started" for e in events)
         details = {k: v for k, v in last.items() if k in ("fraction", "loss", "reason", "seconds")}
-        lines.append({"step": f"{step['kind']} {step['name']}", "state": state, "attempts": attempts} | details)
+        line = {"step": f"{step['kind']} {step['name']}", "state": state, "attempts": attempts} | details
+        lines.append(line | scheduled.get(step["key"], {}))
     if as_json:
         print(json.dumps({"run": folder.name, "steps": lines}))
         return
@@ -212,7 +279,11 @@ def report(name: RunArgument = None, out: Out = Path("flgbench-out")) -> None:
     """Rewrite every table, figure and the page from a run's results."""
     from flgbench.run import build_report
 
-    folder = _run_folder(out, name)
+    folder = run_folder(out, name)
+    if (folder / "slurm").exists():
+        from slurm import cluster
+
+        cluster.gather(folder)
     if not (folder / "results.parquet").exists():
         raise UsageError(f"run {folder.name} has no results yet: let `flgbench run` finish, or see `flgbench status`")
     from reports.data import RunFolderError
@@ -229,6 +300,31 @@ def _print_summary(folder: Path) -> None:
     path = folder / "report" / "tables" / "summary.txt"
     if path.exists():
         print(path.read_text())
+
+
+@app.command(epilog="Example:  flgbench cancel --out flgbench-out")
+def cancel(name: RunArgument = None, out: Out = Path("flgbench-out")) -> None:
+    """End the waiting and running jobs that a run has on a cluster. What is finished stays; the same `run` goes on."""
+    from slurm.state import cancel_run
+
+    folder = run_folder(out, name)
+    if not (folder / "slurm").exists():
+        raise UsageError(f"{folder.name} runs on this machine, not on a cluster: end it with Ctrl-C")
+    print(f"{folder.name}: {cancel_run(folder)} jobs cancelled")
+
+
+profile_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Resource profiles of SLURM clusters.")
+app.add_typer(profile_app, name="profile")
+
+
+@profile_app.command("check", epilog="Example:  flgbench profile check devcluster")
+def profile_check(name: Annotated[str, typer.Argument(help="Name of a profile, or a .toml file.")]) -> None:
+    """Ask the cluster whether it can meet a profile's requests; one line a kind of step."""
+    from slurm.check import check_profile
+    from slurm.profiles import KINDS, load_profile
+
+    for line in check_profile(load_profile(name), KINDS):
+        print(line)
 
 
 @app.command("list", epilog="Example:  flgbench list methods")

@@ -66,7 +66,9 @@ class Progress:
         if now.state == FAILED:
             self._line(f"FAILED   {self._title(key)}: {now.reason}")
         elif not self.terminal and now.state not in (WAITING, CACHED):
-            took = f" in {time.monotonic() - self.began[key]:.1f} s" if now.state == "done" else ""
+            # A short job of a cluster may be over before it was seen to run.
+            timed = now.state == "done" and key in self.began
+            took = f" in {time.monotonic() - self.began[key]:.1f} s" if timed else ""
             self._line(f"{now.state:8} {self._title(key)}{took}  [{over}/{len(self.plan.steps)}]")
 
     def _running(self, key: str) -> None:

@@ -6,8 +6,9 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from flgbench import environment
 from flgbench.collect import collect
@@ -37,9 +38,12 @@ def check_writable(out: Path) -> None:
         raise UsageError(f"--out {out}: cannot write there ({error.strerror}): choose another folder") from None
 
 
-def prepare(settings: RunSettings, out: Path) -> tuple[Plan, Store]:
-    """The checked plan: wrong settings and damaged artifacts raise UsageError here, before any work."""
-    steps = plan(settings, environment.hardware())
+def prepare(settings: RunSettings, out: Path, hardware: Mapping[str, Any] | None = None) -> tuple[Plan, Store]:
+    """The checked plan: wrong settings and damaged artifacts raise UsageError here, before any work.
+
+    `hardware` says where latency will be timed, if that is not this machine.
+    """
+    steps = plan(settings, hardware or environment.hardware())
     store = Store(out / "store")
     store.check(steps.steps)
     return steps, store
@@ -57,17 +61,6 @@ def execute(settings: RunSettings, out: Path, executor: str, slots: int, command
     started = time.time()
     status = initial_status(steps, store)
     write_json(folder / "plan.json", plan_record(steps, settings))
-
-    def facts() -> dict:
-        return {
-            "name": folder.name,
-            "command": command,
-            "environment": environment.facts(),
-            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
-            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "seconds": round(time.time() - started, 1),
-        }
-
     try:
         with Progress(steps, store) as progress:
             if executor == "inline":
@@ -79,9 +72,21 @@ def execute(settings: RunSettings, out: Path, executor: str, slots: int, command
         raise
     nothing_new = all(s.state == CACHED for s in status.values())
     if not (nothing_new and (folder / "report" / "index.html").exists()):
-        collect(steps, store, settings, status, folder, facts())
+        collect(steps, store, settings, status, folder, run_facts(folder.name, command, started))
         build_report(folder)
     return folder, status
+
+
+def run_facts(name: str, command: str, started: float) -> dict[str, Any]:
+    """What run.json records about a run that ends now; `started` in seconds since the epoch."""
+    return {
+        "name": name,
+        "command": command,
+        "environment": environment.facts(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "seconds": round(time.time() - started, 1),
+    }
 
 
 def build_report(folder: Path) -> Path:

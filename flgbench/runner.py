@@ -14,10 +14,13 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flgbench.orphans import die_with_parent
-from flgbench.plan import Plan, Step
 from flgbench.store import Store
+
+if TYPE_CHECKING:  # the plan imports torch, and the words of a status are wanted without it
+    from flgbench.plan import Plan, Step
 
 KILLED = "its worker process was killed twice (out of memory, or by hand); run again to continue"
 WAITING, RUNNING, CACHED, DONE, FAILED, BLOCKED = "waiting", "running", "cached", "done", "failed", "blocked"
@@ -54,7 +57,8 @@ def _block_children(plan: Plan, status: dict[str, Status], failed: str) -> None:
             _block_children(plan, status, child)
 
 
-def _work(step: Step, root: Path, threads: int) -> None:
+def work(step: Step, root: Path, threads: int) -> None:
+    """Run one step with `threads` threads: what a worker process of this machine, or a job of a cluster, does."""
     import torch
 
     from flgbench.steps import execute
@@ -106,7 +110,7 @@ def run_local(
                     continue
                 # A step alone on the machine may use all of it; others share.
                 threads = cores if step.exclusive else max(1, cores // slots)
-                running[pool.submit(_work, step, store.root, threads)] = step.key
+                running[pool.submit(work, step, store.root, threads)] = step.key
                 status[step.key] = Status(RUNNING)
             on_change(status)
             if not running:

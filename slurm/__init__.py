@@ -1,1 +1,1 @@
-"""SLURM executor. Not part of this release: `flgbench run` offers the executors `local` and `inline`."""
+"""SLURM executor: plans as job arrays by submitit. It knows steps, not methods."""
