@@ -16,11 +16,7 @@ class Euler(Baseline):
     changes = "nothing"
 
     def sampler(self) -> SamplerSettings:
-        return SamplerSettings(
-            num_inference_steps=self.preset.num_inference_steps,
-            guidance_scale=self.preset.guidance_scale,
-            shift=self.preset.shift,
-        )
+        return self.preset.teacher_sampler()
 
 
 class Euler4(Euler):

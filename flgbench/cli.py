@@ -391,10 +391,9 @@ def pretrain(
 
     folder = target or family.folder("tiny")
     if not gates:
-        check = work
         from flgbench.run import check_writable
 
-        check_writable(check)
+        check_writable(work)
         recipe.export(recipe.pretrain(work, environment.cores()), work, folder)
         print(f"weights: {folder}")
     print(json.dumps(gate.measure_gates(family, conditions, folder), indent=1))

@@ -32,6 +32,12 @@ class FamilyPreset:
     blocks: int
     self_attention_share: float  # of the denoiser's parameters
 
+    def teacher_sampler(self) -> SamplerSettings:
+        """How the teacher is sampled, and every student that keeps its steps and its guidance."""
+        return SamplerSettings(
+            num_inference_steps=self.num_inference_steps, guidance_scale=self.guidance_scale, shift=self.shift
+        )
+
 
 class Family(ABC):
     """A model family, for example wanx: loads teachers, knows presets."""

@@ -15,8 +15,6 @@ from flgbench.sampling import SamplerSettings
 from flgbench.settings import Settings, build_settings, digest
 from flgbench.training import LoopSettings
 
-BATCH = 8  # clips; at a fixed budget, more and smaller updates go further than fewer and larger ones
-
 
 @dataclass(frozen=True)
 class Step:
@@ -147,25 +145,29 @@ def _record(sampler: SamplerSettings) -> dict[str, Any]:
     return sampler.model_dump(mode="json", exclude_none=True)
 
 
+def _inferred(prefix: str, settings: Settings) -> list[dict[str, Any]]:
+    """What reports list of the defaults that no source states."""
+    return [{"setting": prefix + k, "value": getattr(settings, k), "note": why} for k, why in settings.inferred().items()]
+
+
 def _method_cell(run: RunSettings, name: str, preset: FamilyPreset, place: dict, inputs: dict, add, measure) -> Cell:
     cls = registry("methods").get(name)
-    settings = build_settings(cls.Settings, run.method_settings.get(name, {}), name)
-    method: Method = cls(settings, preset)
+    method: Method = cls(build_settings(cls.Settings, run.method_settings.get(name, {}), name), preset)
     keys: dict[str, str] = {}
     inferred: list[dict[str, Any]] = []
+    loops: list[LoopSettings] = []
     for spec in method.stages(run.budget):
         parents = {role: keys[earlier] for role, earlier in spec.inputs.items()}
         content = place | {"stage": target_of(spec.stage), "settings": spec.settings.model_dump(mode="json")}
         if spec.budget > 0:
-            loop = LoopSettings(budget=spec.budget, batch=BATCH, seed=run.seed)
-            content["loop"] = loop.model_dump(mode="json", exclude={"checkpoint_seconds"})
+            loops.append(LoopSettings(budget=spec.budget, seed=run.seed))
+            content["loop"] = loops[-1].model_dump(mode="json", exclude={"checkpoint_seconds"})
         keys[spec.name] = add(Step("train", spec.name, content, inputs | parents, version=spec.stage.version))
-        for field_name, note in spec.settings.inferred().items():
-            value = getattr(spec.settings, field_name)
-            shown = value.model_dump(mode="json") if isinstance(value, Settings) else value
-            inferred.append({"setting": f"{spec.name}.{field_name}", "value": shown, "note": note})
-    for field_name, note in settings.inferred().items():
-        inferred.append({"setting": field_name, "value": getattr(settings, field_name), "note": note})
+        inferred += _inferred(f"{spec.name}.", spec.settings)
+    for loop in loops[:1]:  # all stages are trained alike, but for their budgets
+        inferred += _inferred("training.", loop)
+    handed_on = {entry["setting"].rpartition(".")[2] for entry in inferred}
+    inferred += [entry for entry in _inferred("", method.settings) if entry["setting"] not in handed_on]
     student = list(keys.values())[-1]
     sampler = method.sampler()
     sample, quality = measure(name, {"sampler": _record(sampler)}, student)
@@ -176,7 +178,7 @@ def _method_cell(run: RunSettings, name: str, preset: FamilyPreset, place: dict,
         cls.family,
         cls.changes,
         sampler,
-        settings.model_dump(mode="json"),
+        method.settings.model_dump(mode="json"),
         inferred,
         list(keys.items()),
         student,

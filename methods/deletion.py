@@ -33,11 +33,7 @@ class SampledAsTeacher(Method):
     kind = "control"
 
     def sampler(self) -> SamplerSettings:
-        return SamplerSettings(
-            num_inference_steps=self.preset.num_inference_steps,
-            guidance_scale=self.preset.guidance_scale,
-            shift=self.preset.shift,
-        )
+        return self.preset.teacher_sampler()
 
 
 class _Selected(SampledAsTeacher):

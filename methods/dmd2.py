@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flgbench.contracts import Method, StageSpec
+from flgbench.contracts import FamilyPreset, Method, StageSpec
 from flgbench.sampling import SamplerSettings
 from methods.parts.distribution_matching import DistributionMatching, MatchSettings
 from methods.parts.guidance import with_teacher_guidance
@@ -16,9 +16,11 @@ class DMD2(Method):
     changes = "steps: 50 x CFG to 4 passes"
     Settings = MatchSettings
 
+    def __init__(self, settings: MatchSettings, preset: FamilyPreset) -> None:
+        super().__init__(with_teacher_guidance(settings, "beta1", preset), preset)
+
     def stages(self, budget: float) -> list[StageSpec]:
-        match = with_teacher_guidance(self.settings, "beta1", self.preset)
-        return [StageSpec("match", DistributionMatching, match, budget=budget)]
+        return [StageSpec("match", DistributionMatching, self.settings, budget=budget)]
 
     def sampler(self) -> SamplerSettings:
         return SamplerSettings(kind="renoise", num_inference_steps=self.settings.steps, shift=self.settings.shift)

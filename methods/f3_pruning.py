@@ -37,10 +37,7 @@ class F3Pruning(Method):
         return [StageSpec("temporal_pruning", TemporalPruning, self.settings)]
 
     def sampler(self) -> SamplerSettings:
-        preset = self.preset
-        return SamplerSettings(
-            num_inference_steps=preset.num_inference_steps, guidance_scale=preset.guidance_scale, shift=preset.shift
-        )
+        return self.preset.teacher_sampler()
 
 
 class F3PruningB(F3Pruning):

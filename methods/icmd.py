@@ -26,7 +26,4 @@ class ICMD(Method):
         return [StageSpec("content", ContentDistillation, self.settings, budget=budget)]
 
     def sampler(self) -> SamplerSettings:
-        preset = self.preset
-        return SamplerSettings(
-            num_inference_steps=preset.num_inference_steps, guidance_scale=preset.guidance_scale, shift=preset.shift
-        )
+        return self.preset.teacher_sampler()

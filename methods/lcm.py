@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flgbench.contracts import Method, StageSpec
+from flgbench.contracts import FamilyPreset, Method, StageSpec
 from flgbench.sampling import SamplerSettings
 from methods.parts.consistency import ConsistencyDistillation, ConsistencySettings
 from methods.parts.guidance import with_teacher_guidance
@@ -23,10 +23,14 @@ class LCM(Method):
     changes = "steps: 50 x CFG to 4 passes"
     Settings = LCMSettings
 
+    def __init__(self, settings: LCMSettings, preset: FamilyPreset) -> None:
+        distill = with_teacher_guidance(settings.distill, "guidance_scale", preset)
+        super().__init__(settings.model_copy(update={"distill": distill}), preset)
+
     def stages(self, budget: float) -> list[StageSpec]:
         start = dense_or_pruned_start(self.settings, budget, self.preset.blocks, "lcm")
-        distill = with_teacher_guidance(self.settings.distill, "guidance_scale", self.preset)
-        return [*start.stages, StageSpec("distill", ConsistencyDistillation, distill, start.inputs, start.budget)]
+        distill = StageSpec("distill", ConsistencyDistillation, self.settings.distill, start.inputs, start.budget)
+        return [*start.stages, distill]
 
     def sampler(self) -> SamplerSettings:
         distill = self.settings.distill

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flgbench.contracts import Method, StageSpec
+from flgbench.contracts import FamilyPreset, Method, StageSpec
 from flgbench.sampling import SamplerSettings
 from methods.parts.guidance import with_teacher_guidance
 from methods.parts.pruned_start import PrunedStartSettings, dense_or_pruned_start
@@ -23,10 +23,14 @@ class MagicDistillation(Method):
     changes = "steps: 50 x CFG to 4 passes"
     Settings = MagicDistillationSettings
 
+    def __init__(self, settings: MagicDistillationSettings, preset: FamilyPreset) -> None:
+        match = with_teacher_guidance(settings.match, "guidance_scale", preset)
+        super().__init__(settings.model_copy(update={"match": match}), preset)
+
     def stages(self, budget: float) -> list[StageSpec]:
         start = dense_or_pruned_start(self.settings, budget, self.preset.blocks, "magic_distillation")
-        match = with_teacher_guidance(self.settings.match, "guidance_scale", self.preset)
-        return [*start.stages, StageSpec("match", WeakToStrong, match, start.inputs, start.budget)]
+        match = StageSpec("match", WeakToStrong, self.settings.match, start.inputs, start.budget)
+        return [*start.stages, match]
 
     def sampler(self) -> SamplerSettings:
         match = self.settings.match

@@ -6,8 +6,8 @@ import hashlib
 import json
 import os
 import socket
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import submitit
 
@@ -35,8 +35,7 @@ def code_hash() -> str:
 
 def save_steps(path: Path, steps: dict[str, Step]) -> None:
     """Everything a job needs to know about its step, for all steps of a run."""
-    fields = ("kind", "name", "settings", "inputs", "version", "exclusive")
-    write_json(path, {key: {f: _plain(getattr(step, f)) for f in fields} for key, step in steps.items()})
+    write_json(path, {key: asdict(step) for key, step in steps.items()})
 
 
 def load_step(path: Path, key: str) -> Step:
@@ -45,10 +44,6 @@ def load_step(path: Path, key: str) -> Step:
     if step.key != key:
         raise Refused(f"{path} describes {step.key} under this key: it was changed after submission")
     return step
-
-
-def _plain(value: Any) -> Any:
-    return dict(value) if hasattr(value, "items") else value
 
 
 class StepJob(submitit.helpers.Checkpointable):

@@ -44,8 +44,8 @@ def call(*command: str) -> str:
     except subprocess.TimeoutExpired:
         raise UsageError(f"SLURM does not answer: {command[0]} took more than {TIMEOUT} s") from None
     if done.returncode != 0:
-        said = (done.stderr or done.stdout).strip().splitlines() or [f"exit code {done.returncode}"]
-        raise UsageError(f"SLURM refuses: {said[-1].strip()}")
+        said = [line for line in (done.stderr or done.stdout).splitlines() if line.strip() and not line.startswith("Try ")]
+        raise UsageError(f"SLURM refuses: {said[-1].strip() if said else f'exit code {done.returncode}'}")
     return done.stdout
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from transformers import UMT5Config, UMT5EncoderModel
 
+from flgbench import cli, training
 from flgbench.data import shapes
 from flgbench.models.folded_conv import fold_convolutions
 from flgbench.models.tiny.wanx import TEXT, TEXT_LENGTH, TRANSFORMER, build_tokenizer
@@ -57,3 +62,38 @@ def tiny_model() -> WanX:
 @pytest.fixture(scope="session")
 def tiny_data(tiny_model: WanX) -> TrainingData:
     return build_tiny_data(tiny_model)
+
+
+@pytest.fixture
+def log_every_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "LOG_EVERY", 1)
+
+
+Flgbench = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def flgbench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Flgbench:
+    """Runs a command line in this process and in an empty folder; returns exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["flgbench", *arguments])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+def assert_refused(result: tuple[int, str, str], *words: str) -> None:
+    code, out, err = result
+    assert code == 2, err
+    assert err.startswith("flgbench: ") and err.count("\n") == 1 and err.endswith("\n"), err
+    assert out == ""
+    for word in words:
+        assert word in err, err

@@ -10,12 +10,12 @@ import pytest
 import torch
 from diffusers import UniPCMultistepScheduler
 from pydantic import ValidationError
+from stages import PRESET
 
 from baselines.euler import Euler
 from baselines.first_block_cache import FirstBlockCache as CachedBaseline
 from baselines.unipc import UniPC4, UniPC8, UniPC20
 from flgbench import flow
-from flgbench.contracts import FamilyPreset
 from flgbench.models.cache import FirstBlockCache
 from flgbench.models.flops import pass_flops
 from flgbench.models.wanx import WanX
@@ -27,9 +27,6 @@ from flgbench.steps import sample
 from flgbench.steps.latency import STAGES, time_clip
 from flgbench.store import Store
 
-PRESET = FamilyPreset(
-    shift=3.0, guidance_scale=2.0, num_inference_steps=50, clip=(17, 64, 64), fps=8, blocks=10, self_attention_share=0.236
-)
 ALWAYS = 1e9  # a threshold under which every pass after the first is cut short
 MEAN, SPREAD = 0.7, 1.0
 NAMES = {

@@ -6,44 +6,13 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import Flgbench, assert_refused
 
-from flgbench import cli
 from flgbench.models import families
 from flgbench.store import Store
-
-Flgbench = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def flgbench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Flgbench:
-    """Runs a command line in this process and in an empty folder; returns exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["flgbench", *arguments])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else int(end.code is not None)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
-
-
-def assert_refused(result: tuple[int, str, str], *words: str) -> None:
-    code, out, err = result
-    assert code == 2, err
-    assert err.startswith("flgbench: ") and err.count("\n") == 1 and err.endswith("\n"), err
-    assert out == ""
-    for word in words:
-        assert word in err, err
-
 
 WRONG = {
     "unknown method": (["--methods", "fastlightgn"], ["no method 'fastlightgn'", "did you mean 'fastlightgen'"]),

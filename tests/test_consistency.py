@@ -6,38 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SMALL
-from diffusers import WanTransformer3DModel
 from pydantic import ValidationError
-from test_golden import Stopped, preset, run_stages, train_for
+from stages import PRESET, assert_resumes, preset, run_stages, ten_blocks, train_for
 
-from flgbench import flow, training
-from flgbench.contracts import FamilyPreset
+from flgbench import flow
 from flgbench.errors import UsageError
 from flgbench.models.wanx import WanX
 from flgbench.stage import Roles, TrainingData
-from flgbench.training import LoopSettings, train
 from methods.lcm import LCM, LCMSettings
 from methods.parts.consistency import ConsistencyDistillation, ConsistencySettings, euler_step, pseudo_huber
 from methods.parts.importance import ImportanceSettings
 
-
-@pytest.fixture(autouse=True)
-def log_every_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "LOG_EVERY", 1)
-
-
-PRESET = FamilyPreset(
-    shift=3.0, guidance_scale=3.0, num_inference_steps=50, clip=(17, 64, 64), fps=8, blocks=10, self_attention_share=0.236
-)
-
-
-def ten_blocks(model: WanX) -> WanX:
-    """The tiny model with a denoiser of ten blocks, of which 70 % is a whole number."""
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        transformer = WanTransformer3DModel(**{**SMALL, "num_layers": 10}).requires_grad_(False).eval()
-    return WanX(transformer, model.vae, model.text_encoder, model.tokenizer, model.clip_shape, model.text_length)
+pytestmark = pytest.mark.usefixtures("log_every_iteration")
 
 
 def batch_of(data: TrainingData, size: int = 4):
@@ -156,25 +136,10 @@ def test_training_moves_student_and_target_and_leaves_the_teacher(
 def test_an_interrupted_training_ends_where_the_whole_one_does(
     tiny_model: WanX, tiny_data: TrainingData, tmp_path: Path
 ) -> None:
-    settings = LoopSettings(budget=6 * 12, batch=2, checkpoint_seconds=1e-9)
+    def make() -> ConsistencyDistillation:
+        return ConsistencyDistillation(ConsistencySettings(), Roles(tiny_model, tiny_data, {}))
 
-    def run(work: Path, stop_at: int = 0) -> ConsistencyDistillation:
-        def log(**line: float) -> None:
-            if line["iteration"] == stop_at:
-                raise Stopped
-
-        work.mkdir(exist_ok=True)
-        stage = ConsistencyDistillation(ConsistencySettings(), Roles(tiny_model, tiny_data, {}))
-        train(stage, tiny_data, settings, tiny_model.tally, work, log)
-        return stage
-
-    whole = run(tmp_path / "whole")
-    with pytest.raises(Stopped):
-        run(tmp_path / "parts", stop_at=4)
-    resumed = run(tmp_path / "parts")
-    for name, module in whole.modules().items():
-        for key, expected in module.state_dict().items():
-            torch.testing.assert_close(resumed.modules()[name].state_dict()[key], expected, rtol=0, atol=1e-6, msg=key)
+    assert_resumes(make, tiny_data, tiny_model, tmp_path, budget=6 * 12)
 
 
 # The method

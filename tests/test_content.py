@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_methods import PRESET, run, same, weights
+from stages import PRESET, run, same, weights
 
-from flgbench import training
 from flgbench.checkpoint import load_checkpoint, save_checkpoint
 from flgbench.errors import UsageError
 from flgbench.models.base import VideoModel
@@ -26,10 +25,7 @@ from methods.parts.content import (
 )
 from methods.parts.video_discriminator import VideoDiscriminator, hinge_discriminator_loss, hinge_generator_loss
 
-
-@pytest.fixture(autouse=True)
-def log_every_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "LOG_EVERY", 1)
+pytestmark = pytest.mark.usefixtures("log_every_iteration")
 
 
 def test_shallow_blocks_go_first() -> None:

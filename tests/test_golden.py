@@ -9,17 +9,15 @@ import json
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from stages import Lines, preset, run_stages
 
 from flgbench import training
-from flgbench.contracts import FamilyPreset, Method
 from flgbench.models.wanx import WanX
 from flgbench.registry import resolve
-from flgbench.stage import ComputedStage, Roles, TrainedStage, TrainingData
-from flgbench.training import LoopSettings, train
+from flgbench.stage import TrainingData
 
 METHODS = {
     "dmd2": "methods.dmd2:DMD2",
@@ -29,58 +27,8 @@ METHODS = {
     "magic_distillation": "methods.magic_distillation:MagicDistillation",
 }
 GOLDEN = Path(__file__).parent / "golden"
-ITERATIONS, BUDGET = 20, 1e6  # the budget is never reached
+ITERATIONS = 20
 NOT_PINNED = ("iteration", "fraction", "seconds")
-
-Lines = list[dict[str, float]]
-
-
-class Stopped(Exception):
-    """Our own way to end a training after some iterations."""
-
-
-def train_for(stage: TrainedStage, data: TrainingData, teacher: WanX, work: Path, iterations: int) -> Lines:
-    """Lines of the first iterations of a training with batches of two."""
-    lines: Lines = []
-
-    def log(**line: float) -> None:
-        lines.append(line)
-        if len(lines) == iterations:
-            raise Stopped
-
-    work.mkdir(parents=True, exist_ok=True)
-    try:
-        train(stage, data, LoopSettings(budget=BUDGET, batch=2, checkpoint_seconds=1e9), teacher.tally, work, log)
-    except Stopped:
-        return lines
-    raise AssertionError("the training ended before it was stopped")
-
-
-def run_stages(method: Method, teacher: WanX, data: TrainingData, folder: Path, iterations: int) -> dict[str, Lines]:
-    """All stages of a method in order, with their artifacts in `folder`; the lines of the trained ones."""
-    curves = {}
-    for spec in method.stages(BUDGET):
-        out = folder / spec.name
-        out.mkdir(parents=True)
-        stage: Any = spec.stage(spec.settings, Roles(teacher, data, {r: folder / name for r, name in spec.inputs.items()}))
-        if isinstance(stage, ComputedStage):
-            stage.compute(out)
-            continue
-        curves[spec.name] = train_for(stage, data, teacher, out / "work", iterations)
-        stage.student().save(out / "transformer")
-    return curves
-
-
-def preset(teacher: WanX) -> FamilyPreset:
-    return FamilyPreset(
-        shift=3.0,
-        guidance_scale=2.0,
-        num_inference_steps=50,
-        clip=teacher.clip_shape,
-        fps=8,
-        blocks=len(teacher.blocks),
-        self_attention_share=0.2,
-    )
 
 
 def curves_of(name: str, teacher: WanX, data: TrainingData, folder: Path) -> dict[str, Lines]:

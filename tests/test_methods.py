@@ -10,14 +10,12 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from stages import PRESET, run, same, weights
 
-from flgbench import flow, training
-from flgbench.contracts import FamilyPreset
+from flgbench import flow
 from flgbench.errors import StageFailure, UsageError
-from flgbench.models.base import VideoModel
 from flgbench.models.wanx import WanX
-from flgbench.stage import Roles, TrainedStage, TrainingData
-from flgbench.training import LoopSettings, train
+from flgbench.stage import Roles, TrainingData
 from methods.fastlightgen import FastLightGen, FastLightGenSettings
 from methods.parts.adversarial import discriminator_loss, generator_loss
 from methods.parts.distribution_matching import (
@@ -30,39 +28,13 @@ from methods.parts.distribution_matching import (
 from methods.parts.importance import Importance, ImportanceSettings, deletion_damage, n_redundant
 from methods.parts.recovery import Recovery, RecoverySettings, recovery_loss
 
-
-@pytest.fixture(autouse=True)
-def log_every_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "LOG_EVERY", 1)
-
-
-PRESET = FamilyPreset(
-    shift=3.0, guidance_scale=3.0, num_inference_steps=50, clip=(17, 64, 64), fps=8, blocks=10, self_attention_share=0.236
-)
+pytestmark = pytest.mark.usefixtures("log_every_iteration")
 
 
 def importance_folder(folder: Path, redundant: list[int]) -> Path:
     folder.mkdir()
     (folder / "importance.json").write_text(json.dumps({"redundant": redundant}))
     return folder
-
-
-def weights(model: VideoModel) -> list[torch.Tensor]:
-    return [p.detach().clone() for p in model.transformer.parameters()]
-
-
-def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
-
-
-def run(stage: TrainedStage, teacher: WanX, data: TrainingData, work: Path, budget: float) -> list[dict[str, float]]:
-    """Train; returns the logged lines, the last of them with the number of iterations."""
-    lines: list[dict[str, float]] = []
-    work.mkdir(exist_ok=True)
-    facts = train(stage, data, LoopSettings(budget=budget, batch=2), teacher.tally, work, lambda **line: lines.append(line))
-    assert facts["iterations"] >= 6 and lines
-    assert all(math.isfinite(value) for line in lines for value in line.values())
-    return lines
 
 
 # Distribution matching

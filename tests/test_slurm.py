@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Flgbench, assert_refused
 
-from flgbench import cli
 from flgbench.errors import UsageError
 from flgbench.plan import Plan, RunSettings, Step, plan
 from flgbench.registry import registry
@@ -229,31 +229,6 @@ def test_a_job_refuses_to_time_other_hardware(tmp_path: Path) -> None:
 
 
 # The command line
-
-
-Flgbench = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def flgbench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Flgbench:
-    """Runs a command line in this process and in an empty folder; returns exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["flgbench", *arguments])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(end.value.code or 0), out, err
-
-    return call
-
-
-def assert_refused(result: tuple[int, str, str], *words: str) -> None:
-    code, out, err = result
-    assert code == 2 and err.startswith("flgbench: ") and err.count("\n") == 1 and out == "", result
-    for word in words:
-        assert word in err, err
 
 
 SMALL = ("--methods", "none", "--baselines", "frozen_image,real", "--conditions", "2", "--pairs", "3")

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from conftest import BLOCKS
 from pydantic import ValidationError
-from test_methods import PRESET
+from stages import PRESET
 
 from flgbench.errors import UsageError
 from flgbench.models.base import SelfAttention
@@ -204,7 +204,7 @@ def test_the_stage_leaves_a_student(
     assert student.self_attention == tuple(kind if i in written["changed"] else "full" for i in range(BLOCKS))
     removed = 0 if variant == "a" else 2 * attention_parameters(WIDTH)
     assert facts["parameters"] == written["parameters"] == tiny_model.n_parameters - removed
-    assert facts["blocks"] == BLOCKS and facts["pass_flops"] == written["pass_flops"] < written["teacher_pass_flops"]
+    assert facts["blocks"] == BLOCKS and written["pass_flops"] < written["teacher_pass_flops"]
     assert facts["passes"] == pytest.approx(2)
 
 

@@ -9,14 +9,11 @@ import pytest
 import torch
 from pydantic import ValidationError
 from safetensors import safe_open
-from test_consistency import ten_blocks
-from test_golden import Stopped, preset, run_stages, train_for
+from stages import PRESET, assert_resumes, preset, run_stages, ten_blocks, train_for
 
-from flgbench import flow, training
-from flgbench.contracts import FamilyPreset
+from flgbench import flow
 from flgbench.models.wanx import WanX
 from flgbench.stage import Batch, Roles, TrainingData
-from flgbench.training import LoopSettings, train
 from methods.magic_distillation import MagicDistillation, MagicDistillationSettings
 from methods.parts.adversarial import FeatureDiscriminator
 from methods.parts.distribution_matching import DistributionMatching, MatchSettings, matching_gradient
@@ -31,15 +28,7 @@ from methods.parts.weak_to_strong import (
     with_lora,
 )
 
-
-@pytest.fixture(autouse=True)
-def log_every_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "LOG_EVERY", 1)
-
-
-PRESET = FamilyPreset(
-    shift=3.0, guidance_scale=3.0, num_inference_steps=50, clip=(17, 64, 64), fps=8, blocks=10, self_attention_share=0.236
-)
+pytestmark = pytest.mark.usefixtures("log_every_iteration")
 
 
 def batch_of(data: TrainingData) -> Batch:
@@ -215,25 +204,10 @@ def test_training_moves_student_and_lora_and_leaves_the_teacher(
 def test_an_interrupted_training_ends_where_the_whole_one_does(
     tiny_model: WanX, tiny_data: TrainingData, tmp_path: Path
 ) -> None:
-    loop = LoopSettings(budget=6 * 26, batch=2, checkpoint_seconds=1e-9)
+    def make() -> WeakToStrong:
+        return WeakToStrong(WeakToStrongSettings(fake_updates=1, rank=4), Roles(tiny_model, tiny_data, {}))
 
-    def run(work: Path, stop_at: int = 0) -> WeakToStrong:
-        def log(**line: float) -> None:
-            if line["iteration"] == stop_at:
-                raise Stopped
-
-        work.mkdir(exist_ok=True)
-        stage = WeakToStrong(WeakToStrongSettings(fake_updates=1, rank=4), Roles(tiny_model, tiny_data, {}))
-        train(stage, tiny_data, loop, tiny_model.tally, work, log)
-        return stage
-
-    whole = run(tmp_path / "whole")
-    with pytest.raises(Stopped):
-        run(tmp_path / "parts", stop_at=4)
-    resumed = run(tmp_path / "parts")
-    for name, module in whole.modules().items():
-        for key, expected in module.state_dict().items():
-            torch.testing.assert_close(resumed.modules()[name].state_dict()[key], expected, rtol=0, atol=1e-6, msg=key)
+    assert_resumes(make, tiny_data, tiny_model, tmp_path, budget=6 * 26)
 
 
 # The method

@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from flgbench.models.base import Condition, VideoModel
-from flgbench.models.flops import pass_flops
+from flgbench.models.base import VideoModel
 from flgbench.plan import Step
 from flgbench.registry import resolve
 from flgbench.stage import ComputedStage, Roles, TrainedStage
@@ -23,12 +22,11 @@ def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
     teacher.tally.passes = 0.0
     roles = Roles(teacher, data, {role: store.path(key) for role, key in step.inputs.items()})
     stage = cls(cls.Settings.model_validate(step.settings["settings"]), roles)
-    one = data.condition.select(slice(0, 1))
     if isinstance(stage, ComputedStage):
         stage.compute(folder)
         facts = {"passes": teacher.tally.passes}
         made = folder / "transformer"  # a training-free method's student; other computed stages leave none
-        return facts | (_size(teacher.with_transformer(made), one) if made.exists() else {})
+        return facts | (_size(teacher.with_transformer(made)) if made.exists() else {})
     assert isinstance(stage, TrainedStage)
 
     def log(**line: float) -> None:
@@ -41,16 +39,11 @@ def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
     student = stage.student()
     student.save(folder / "transformer")
     _drop_repeated_lines(folder / "curve.jsonl")
-    return facts | _size(student, one)
+    return facts | _size(student)
 
 
-def _size(student: VideoModel, condition: Condition) -> dict[str, int]:
-    """Parameters, blocks and FLOPs of one pass for one clip: three sizes that do not follow from each other."""
-    return {
-        "parameters": student.n_parameters,
-        "blocks": len(student.blocks),
-        "pass_flops": pass_flops(student, condition),
-    }
+def _size(student: VideoModel) -> dict[str, int]:
+    return {"parameters": student.n_parameters, "blocks": len(student.blocks)}
 
 
 def _drop_repeated_lines(path: Path) -> None:

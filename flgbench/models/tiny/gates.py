@@ -53,9 +53,7 @@ def measure_gates(family: Family, conditions: int, folder: Path) -> dict[str, An
     factors = shapes.draw_factors("validation", np.arange(conditions))
     video = shapes.render(factors)
     condition = model.condition(video[:, 0], shapes.captions(factors))
-    guided = SamplerSettings(
-        num_inference_steps=preset.num_inference_steps, guidance_scale=preset.guidance_scale, shift=preset.shift
-    )
+    guided = preset.teacher_sampler()
     rows: dict[str, dict[str, Any]] = {"real": _summary(measure(video, factors))}
     rows["vae round trip"] = _summary(measure(_round_trip(model, video), factors))
     rows["vae round trip"]["psnr"] = _psnr(_round_trip(model, video), video)
