@@ -4,14 +4,34 @@ from __future__ import annotations
 
 import json
 import sys
-from enum import StrEnum
-from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from flgbench.errors import UsageError
+from flgbench.options import (
+    AsJson,
+    Baselines,
+    Budget,
+    Conditions,
+    Executor,
+    Kind,
+    MaxJobs,
+    Methods,
+    Model,
+    Out,
+    Pairs,
+    ProfileName,
+    RunArgument,
+    Scale,
+    Seed,
+    Set,
+    Where,
+    resource_profile,
+    run_settings,
+)
+from flgbench.status import find_run, step_lines
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -21,69 +41,6 @@ app = typer.Typer(
     help="Benchmark and ablations for faster image+text-to-video diffusion transformers.",
     epilog="Start with: flgbench run --methods all --model wanx",
 )
-
-
-class Kind(StrEnum):
-    methods = "methods"
-    baselines = "baselines"
-    families = "families"
-    metrics = "metrics"
-    reports = "reports"
-
-
-class Executor(StrEnum):
-    local = "local"
-    inline = "inline"
-    slurm = "slurm"
-
-
-Out = Annotated[Path, typer.Option("--out", help="Folder for artifacts and runs.")]
-Methods = Annotated[str, typer.Option("--methods", help="Names, 'all', 'controls' or 'none', separated by commas.")]
-Baselines = Annotated[str, typer.Option("--baselines", help="Names or 'all', separated by commas.")]
-Model = Annotated[str, typer.Option("--model", help="Model family.")]
-Scale = Annotated[str, typer.Option("--scale", help="Size of the family; 'tiny' runs on a laptop.")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="METHOD.SETTING=VALUE; may be repeated.")]
-Budget = Annotated[float | None, typer.Option("--budget", help="Training budget of each method in network passes.")]
-Conditions = Annotated[int | None, typer.Option("--conditions", help="Test conditions (first frame + caption).")]
-Pairs = Annotated[int | None, typer.Option("--pairs", help="Timed conditions of the latency protocol.")]
-Seed = Annotated[int | None, typer.Option("--seed", help="Training seed.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Where = Annotated[Executor, typer.Option("--executor", help="Where steps run.")]
-ProfileName = Annotated[str | None, typer.Option("--profile", help="slurm: resource profile, a name or a .toml file.")]
-MaxJobs = Annotated[int | None, typer.Option("--max-jobs", min=1, help="slurm: most jobs of one array at a time.")]
-
-
-def _names(text: str, kind: str) -> tuple[str, ...]:
-    from flgbench.registry import registry
-
-    groups = registry(kind).groups()
-    names = tuple(chain.from_iterable(groups.get(t, (t,)) for t in (part.strip() for part in text.split(",")) if t))
-    for name in names:
-        registry(kind).check(name)
-    if len(set(names)) != len(names):
-        raise UsageError(f"--{kind} {text}: a name is given twice")
-    return names
-
-
-def _settings(methods: str, baselines: str, model: str, scale: str, assignments: list[str] | None, **options: Any) -> Any:
-    from flgbench.settings import build_settings, parse_assignments
-
-    # Names are checked before torch is imported: a typo answers at once.
-    values = {
-        "methods": _names(methods, "methods"),
-        "baselines": _names(baselines, "baselines"),
-        "method_settings": parse_assignments(assignments or []),
-        "model": model,
-        "scale": scale,
-    }
-    from flgbench.registry import registry
-
-    registry("families").check(model)
-    from flgbench import environment
-    from flgbench.plan import RunSettings
-
-    given = {k: v for k, v in options.items() if v is not None}
-    return build_settings(RunSettings, values | given | {"threads": environment.cores()}, "run")
 
 
 @app.command(
@@ -116,8 +73,8 @@ def run(
         raise UsageError("--executor slurm takes --max-jobs: leave out --slots")
     if executor != Executor.slurm and not wait:
         raise UsageError("--no-wait needs --executor slurm")
-    resources = _profile(executor, profile, max_jobs)
-    settings = _settings(
+    resources = resource_profile(executor, profile, max_jobs)
+    settings = run_settings(
         methods, baselines, model, scale, assignments, budget=budget, conditions=conditions, pairs=pairs, seed=seed
     )
     if dry_run:
@@ -149,19 +106,6 @@ def run(
         raise typer.Exit(1)
 
 
-def _profile(executor: Executor, name: str | None, max_jobs: int | None) -> Any:
-    """The profile of a cluster run, None for other executors. Raises UsageError where the options do not fit."""
-    if executor != Executor.slurm:
-        if name is not None or max_jobs is not None:
-            raise UsageError(f"--{'profile' if name is not None else 'max-jobs'} needs --executor slurm")
-        return None
-    from slurm.profiles import load_profile, names
-
-    if name is None:
-        raise UsageError(f"--executor slurm needs --profile. Known: {', '.join(names())}, or a path ending in .toml")
-    return load_profile(name)
-
-
 def _print_submitted(folder: Path, out: Path, jobs: int, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"run": str(folder), "jobs": jobs}))
@@ -189,8 +133,8 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Print every step of a run: cached or to run. The same as `run --dry-run`."""
-    resources = _profile(executor, profile, max_jobs)
-    settings = _settings(
+    resources = resource_profile(executor, profile, max_jobs)
+    settings = run_settings(
         methods, baselines, model, scale, assignments, budget=budget, conditions=conditions, pairs=pairs, seed=seed
     )
     _print_plan(settings, out, as_json, resources, max_jobs)
@@ -222,49 +166,11 @@ def _print_plan(settings: Any, out: Path, as_json: bool, profile: Any, max_jobs:
             print(f"  all after {' '.join(array['after'])}")
 
 
-def run_folder(out: Path, name: str | None) -> Path:
-    """The folder of run `name`, or of the latest in `out`. Raises UsageError if there is none."""
-    runs = sorted((p.parent for p in out.glob("runs/*/plan.json")), key=lambda p: (p / "plan.json").stat().st_mtime)
-    if name is not None:
-        folder = Path(name) if (Path(name) / "plan.json").exists() else out / "runs" / name
-        if not (folder / "plan.json").exists():
-            known = ", ".join(r.name for r in runs) or "none"
-            raise UsageError(f"no run '{name}' in {out}. Runs there: {known}")
-        return folder
-    if not runs:
-        raise UsageError(f"no runs in {out}: start one with `flgbench run`, or name its folder with --out")
-    return runs[-1]
-
-
-RunArgument = Annotated[str | None, typer.Argument(help="Run name or folder; default: the latest.")]
-
-
 @app.command(epilog="Example:  flgbench status --out flgbench-out")
 def status(name: RunArgument = None, out: Out = Path("flgbench-out"), as_json: AsJson = False) -> None:
     """Where a run stands, from its files alone; of a run on a cluster also what the scheduler says."""
-    from flgbench.store import Store
-
-    folder = run_folder(out, name)
-    store = Store(folder.parent.parent / "store")
-    steps = json.loads((folder / "plan.json").read_text())["steps"]
-    scheduled: dict[str, dict[str, Any]] = {}
-    if (folder / "slurm").exists():
-        from slurm.state import look
-
-        scheduled = look({s["key"]: list(s["inputs"].values()) for s in steps}, store)
-    lines = []
-    for step in steps:
-        events = store.events(step["key"])
-        last = events[-1] if events else {"event": "waiting"}
-        state = (
-            "done"
-            if store.is_done(step["key"])
-            else {"progress": "running", "started": "running", "job": "running"}.get(last["event"], last["event"])
-        )
-        attempts = sum(e["event"] == "started" for e in events)
-        details = {k: v for k, v in last.items() if k in ("fraction", "loss", "reason", "seconds")}
-        line = {"step": f"{step['kind']} {step['name']}", "state": state, "attempts": attempts} | details
-        lines.append(line | scheduled.get(step["key"], {}))
+    folder = find_run(out, name)
+    lines = step_lines(folder)
     if as_json:
         print(json.dumps({"run": folder.name, "steps": lines}))
         return
@@ -279,7 +185,7 @@ def report(name: RunArgument = None, out: Out = Path("flgbench-out")) -> None:
     """Rewrite every table, figure and the page from a run's results."""
     from flgbench.run import build_report
 
-    folder = run_folder(out, name)
+    folder = find_run(out, name)
     if (folder / "slurm").exists():
         from slurm import cluster
 
@@ -307,7 +213,7 @@ def cancel(name: RunArgument = None, out: Out = Path("flgbench-out")) -> None:
     """End the waiting and running jobs that a run has on a cluster. What is finished stays; the same `run` goes on."""
     from slurm.state import cancel_run
 
-    folder = run_folder(out, name)
+    folder = find_run(out, name)
     if not (folder / "slurm").exists():
         raise UsageError(f"{folder.name} runs on this machine, not on a cluster: end it with Ctrl-C")
     print(f"{folder.name}: {cancel_run(folder)} jobs cancelled")

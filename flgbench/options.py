@@ -1,0 +1,90 @@
+"""The options of the command line, and what they say together: settings of a run, a cluster's profile. Without torch."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from itertools import chain
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flgbench.errors import UsageError
+
+
+class Kind(StrEnum):
+    methods = "methods"
+    baselines = "baselines"
+    families = "families"
+    metrics = "metrics"
+    reports = "reports"
+
+
+class Executor(StrEnum):
+    local = "local"
+    inline = "inline"
+    slurm = "slurm"
+
+
+Out = Annotated[Path, typer.Option("--out", help="Folder for artifacts and runs.")]
+Methods = Annotated[str, typer.Option("--methods", help="Names, 'all', 'controls' or 'none', separated by commas.")]
+Baselines = Annotated[str, typer.Option("--baselines", help="Names or 'all', separated by commas.")]
+Model = Annotated[str, typer.Option("--model", help="Model family.")]
+Scale = Annotated[str, typer.Option("--scale", help="Size of the family; 'tiny' runs on a laptop.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="METHOD.SETTING=VALUE; may be repeated.")]
+Budget = Annotated[float | None, typer.Option("--budget", help="Training budget of each method in network passes.")]
+Conditions = Annotated[int | None, typer.Option("--conditions", help="Test conditions (first frame + caption).")]
+Pairs = Annotated[int | None, typer.Option("--pairs", help="Timed conditions of the latency protocol.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Training seed.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Where = Annotated[Executor, typer.Option("--executor", help="Where steps run.")]
+ProfileName = Annotated[str | None, typer.Option("--profile", help="slurm: resource profile, a name or a .toml file.")]
+MaxJobs = Annotated[int | None, typer.Option("--max-jobs", min=1, help="slurm: most jobs of one array at a time.")]
+RunArgument = Annotated[str | None, typer.Argument(help="Run name or folder; default: the latest.")]
+
+
+def _names(text: str, kind: str) -> tuple[str, ...]:
+    from flgbench.registry import registry
+
+    groups = registry(kind).groups()
+    names = tuple(chain.from_iterable(groups.get(t, (t,)) for t in (part.strip() for part in text.split(",")) if t))
+    for name in names:
+        registry(kind).check(name)
+    if len(set(names)) != len(names):
+        raise UsageError(f"--{kind} {text}: a name is given twice")
+    return names
+
+
+def run_settings(methods: str, baselines: str, model: str, scale: str, assignments: list[str] | None, **options: Any) -> Any:
+    """The checked `RunSettings`; an option that is None keeps its default. Raises UsageError."""
+    from flgbench.settings import build_settings, parse_assignments
+
+    # Names are checked before torch is imported: a typo answers at once.
+    values = {
+        "methods": _names(methods, "methods"),
+        "baselines": _names(baselines, "baselines"),
+        "method_settings": parse_assignments(assignments or []),
+        "model": model,
+        "scale": scale,
+    }
+    from flgbench.registry import registry
+
+    registry("families").check(model)
+    from flgbench import environment
+    from flgbench.plan import RunSettings
+
+    given = {k: v for k, v in options.items() if v is not None}
+    return build_settings(RunSettings, values | given | {"threads": environment.cores()}, "run")
+
+
+def resource_profile(executor: Executor, name: str | None, max_jobs: int | None) -> Any:
+    """The profile of a cluster run, None for other executors. Raises UsageError where the options do not fit."""
+    if executor != Executor.slurm:
+        if name is not None or max_jobs is not None:
+            raise UsageError(f"--{'profile' if name is not None else 'max-jobs'} needs --executor slurm")
+        return None
+    from slurm.profiles import load_profile, names
+
+    if name is None:
+        raise UsageError(f"--executor slurm needs --profile. Known: {', '.join(names())}, or a path ending in .toml")
+    return load_profile(name)
