@@ -1,4 +1,7 @@
-"""Whole training checkpoints in one safetensors file: module weights, optimiser states, scalars."""
+"""Whole training checkpoints in one safetensors file: module weights, optimiser states, scalars.
+
+Of a training over several processes too: shards are gathered, the first process writes, every process reads.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+
+from flgbench import distributed
 
 
 def save_checkpoint(
@@ -26,9 +31,12 @@ def save_checkpoint(
         for index, state in optimizer.state_dict()["state"].items():
             content |= {f"optimizer/{name}/{index}/{k}": torch.as_tensor(v) for k, v in state.items()}
     content |= {f"scalar/{k}": torch.tensor(v, dtype=torch.float64) for k, v in scalars.items()}
+    content = {k: distributed.whole(v.detach()) for k, v in content.items()}
+    if distributed.rank() > 0:
+        return
     partial = path.with_suffix(".partial")
     # clone: weights that share memory (tied embeddings) are stored one by one
-    save_file({k: v.detach().clone().contiguous() for k, v in content.items()}, partial)
+    save_file({k: v.clone().contiguous() for k, v in content.items()}, partial)
     os.replace(partial, path)
 
 
@@ -42,11 +50,14 @@ def load_checkpoint(
         return {k[len(prefix) :]: v for k, v in content.items() if k.startswith(prefix)}
 
     for name, module in modules.items():
-        module.load_state_dict(under(f"module/{name}/"))
+        present = module.state_dict()
+        saved = under(f"module/{name}/")
+        module.load_state_dict({k: distributed.sharded_like(v, present.get(k)) for k, v in saved.items()})
     for name, optimizer in optimizers.items():
         state: dict[int, dict[str, torch.Tensor]] = {}
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         for key, value in under(f"optimizer/{name}/").items():
             index, _, field = key.partition("/")
-            state.setdefault(int(index), {})[field] = value
+            state.setdefault(int(index), {})[field] = distributed.sharded_like(value, parameters[int(index)])
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return under("tensor/"), {k: v.item() for k, v in under("scalar/").items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -31,7 +31,8 @@ from flgbench.options import (
     resource_profile,
     run_settings,
 )
-from flgbench.status import find_run, step_lines
+from flgbench.printing import show_plan, show_submitted, show_summary
+from flgbench.status import as_text, find_run, step_lines, watched
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -62,7 +63,7 @@ def run(
     profile: ProfileName = None,
     max_jobs: MaxJobs = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="slurm: follow the jobs, or return once submitted.")] = True,
-    slots: Annotated[int | None, typer.Option(min=1, help="Steps at a time (local); default: one a core.")] = None,
+    slots: Annotated[int | None, typer.Option(min=1, help="local: steps at a time; default: one a GPU or core.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -78,7 +79,7 @@ def run(
         methods, baselines, model, scale, assignments, budget=budget, conditions=conditions, pairs=pairs, seed=seed
     )
     if dry_run:
-        _print_plan(settings, out, as_json, resources, max_jobs)
+        show_plan(settings, out, as_json, resources, max_jobs)
         return
     from flgbench import environment
     from flgbench import run as work
@@ -89,30 +90,22 @@ def run(
 
         folder, status, submitted = cluster.execute(settings, out, resources, max_jobs, wait, command)
         if not wait:
-            _print_submitted(folder, out, submitted, as_json)
+            show_submitted(folder, out, submitted, as_json)
             return
     else:
-        folder, status = work.execute(settings, out, executor.value, slots or environment.cores(), command)
+        slots = slots or len(environment.gpus()) or environment.cores()
+        folder, status = work.execute(settings, out, executor.value, slots, command)
     bad = work.failed(status)
     page = folder / "report" / "index.html"
     if as_json:
         print(json.dumps({"run": str(folder), "report": str(page), "failed": {k: s.reason for k, s in bad.items()}}))
     else:
-        _print_summary(folder)
+        show_summary(folder)
         for key, state in bad.items():
             print(f"{state.state}: {key}: {state.reason}")
         print(f"report: {page}")
     if bad:
         raise typer.Exit(1)
-
-
-def _print_submitted(folder: Path, out: Path, jobs: int, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps({"run": str(folder), "jobs": jobs}))
-        return
-    print(f"{folder.name}: {jobs} jobs submitted")
-    for verb in ("status", "report", "cancel"):
-        print(f"  flgbench {verb} {folder.name} --out {out}")
 
 
 @app.command(epilog="Example:  flgbench plan --methods fastlightgen,dmd2")
@@ -137,47 +130,27 @@ def plan(
     settings = run_settings(
         methods, baselines, model, scale, assignments, budget=budget, conditions=conditions, pairs=pairs, seed=seed
     )
-    _print_plan(settings, out, as_json, resources, max_jobs)
+    show_plan(settings, out, as_json, resources, max_jobs)
 
 
-def _print_plan(settings: Any, out: Path, as_json: bool, profile: Any, max_jobs: int | None) -> None:
-    from flgbench import run as work
-    from flgbench.runner import initial_status
-
-    arrays: list[dict[str, Any]] = []
-    if profile is None:
-        steps, store = work.prepare(settings, out)
-    else:
-        from slurm import cluster
-
-        settings, steps, store, arrays = cluster.preview(settings, out, profile, max_jobs)
-    status = initial_status(steps, store)
-    if as_json:
-        states = {k: s.state for k, s in status.items()}
-        more = {"arrays": arrays} if profile is not None else {}
-        print(json.dumps(work.plan_record(steps, settings) | {"status": states} | more))
-        return
-    work.print_plan(steps, status)
-    for number, array in enumerate(arrays):
-        print(f"array {number}: {len(array['steps'])} {array['kind']}, sbatch {' '.join(array['sbatch'])}")
-        if array["index_to_index"] is not None:
-            print(f"  each task after its own of array {array['index_to_index']}")
-        if array["after"]:
-            print(f"  all after {' '.join(array['after'])}")
-
-
-@app.command(epilog="Example:  flgbench status --out flgbench-out")
-def status(name: RunArgument = None, out: Out = Path("flgbench-out"), as_json: AsJson = False) -> None:
+@app.command(epilog="Examples:  flgbench status --out flgbench-out  |  flgbench status --watch")
+def status(
+    name: RunArgument = None,
+    out: Out = Path("flgbench-out"),
+    watch: Annotated[bool, typer.Option("--watch", help="Look again every 5 s until no step waits or runs.")] = False,
+    as_json: AsJson = False,
+) -> None:
     """Where a run stands, from its files alone; of a run on a cluster also what the scheduler says."""
     folder = find_run(out, name)
-    lines = step_lines(folder)
-    if as_json:
-        print(json.dumps({"run": folder.name, "steps": lines}))
-        return
-    print(folder.name)
-    for line in lines:
-        shown = "  ".join(f"{k} {v}" for k, v in line.items() if k not in ("step", "state"))
-        print(f"{line['state']:8} {line['step']:30} {shown}")
+    for lines in watched(folder) if watch else [step_lines(folder)]:
+        if as_json:
+            print(json.dumps({"run": folder.name, "steps": lines}), flush=True)
+            continue
+        if watch:
+            from rich.console import Console
+
+            Console().clear()  # on a terminal
+        print("\n".join([folder.name, *map(as_text, lines)]), flush=True)
 
 
 @app.command(epilog="Example:  flgbench report")
@@ -198,14 +171,8 @@ def report(name: RunArgument = None, out: Out = Path("flgbench-out")) -> None:
         page = build_report(folder)
     except RunFolderError as error:
         raise UsageError(str(error)) from None
-    _print_summary(folder)
+    show_summary(folder)
     print(f"report: {page}")
-
-
-def _print_summary(folder: Path) -> None:
-    path = folder / "report" / "tables" / "summary.txt"
-    if path.exists():
-        print(path.read_text())
 
 
 @app.command(epilog="Example:  flgbench cancel --out flgbench-out")
@@ -277,13 +244,18 @@ def doctor(as_json: AsJson = False) -> None:
         print(f"{key:20} {value}")
 
 
-@app.command(epilog="Example:  flgbench pretrain --model wanx --work /scratch/wanx")
+@app.command(
+    epilog="Examples:  flgbench pretrain --model wanx --work /scratch/wanx  |  flgbench pretrain --gates --conditions 64"
+)
 def pretrain(
     model: Model = "wanx",
     work: Annotated[Path, typer.Option(help="Folder for checkpoints and logs; running again resumes.")] = Path(
         "flgbench-pretrain"
     ),
     target: Annotated[Path | None, typer.Option(help="Folder to write; default: the package's weights.")] = None,
+    continue_from: Annotated[
+        Path | None, typer.Option(help="A teacher's folder: keep its autoencoder, train its denoiser on.")
+    ] = None,
     gates: Annotated[bool, typer.Option("--gates", help="Only measure the gates of the present weights.")] = False,
     conditions: Annotated[int, typer.Option(min=8, help="Held-out conditions of the gates.")] = 256,
 ) -> None:
@@ -300,6 +272,10 @@ def pretrain(
         from flgbench.run import check_writable
 
         check_writable(work)
+        if continue_from is not None:
+            if not (continue_from / "recipe.json").exists():
+                raise UsageError(f"--continue-from {continue_from}: no teacher's folder, it has no recipe.json")
+            recipe.start_from(continue_from, work)
         recipe.export(recipe.pretrain(work, environment.cores()), work, folder)
         print(f"weights: {folder}")
     print(json.dumps(gate.measure_gates(family, conditions, folder), indent=1))

@@ -45,6 +45,16 @@ def gpu() -> str:
     return torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"
 
 
+def gpus() -> list[str]:
+    """Names by which CUDA_VISIBLE_DEVICES calls the GPUs that this process may use. Imports torch."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    told = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return told.split(",") if told else [str(i) for i in range(torch.cuda.device_count())]
+
+
 def commit() -> str:
     """Commit of the source tree this package runs from, or "not a checkout"."""
     folder = Path(__file__).parent.parent

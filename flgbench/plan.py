@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from pydantic import Field
@@ -27,7 +28,7 @@ class Step:
     version: int = 1
     exclusive: bool = False  # wants the machine for itself (timing)
 
-    @property
+    @cached_property
     def key(self) -> str:
         content = [self.kind, self.name, self.version, dict(self.settings), dict(self.inputs)]
         return f"{self.kind}-{self.name}-v{self.version}-{digest(content)}"

@@ -9,13 +9,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from flgbench import environment
 from flgbench.orphans import die_with_parent
 from flgbench.store import Store
 
@@ -67,8 +68,11 @@ def work(step: Step, root: Path, threads: int) -> None:
     execute(step, Store(root))
 
 
-def _quiet_worker() -> None:
+def _quiet_worker(devices: Any = None) -> None:
     import signal
+
+    if devices is not None:  # before CUDA is touched: a step sees the GPU of its slot and no other
+        os.environ["CUDA_VISIBLE_DEVICES"] = devices.get()
 
     # Ctrl-C belongs to the parent, which ends the workers; they must not print a traceback each.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -97,14 +101,20 @@ def run_inline(plan: Plan, store: Store, on_change: Callable[[dict[str, Status]]
 def run_local(
     plan: Plan, store: Store, slots: int, cores: int, on_change: Callable[[dict[str, Status]], None]
 ) -> dict[str, Status]:
-    """At most `slots` steps at a time, each with cores // slots threads; an exclusive one alone with all cores."""
+    """At most `slots` steps at a time, each with cores // slots threads; an exclusive one alone with all cores.
+
+    The step whose chain is longest goes first. Where there are GPUs each slot has one, and its steps see no other.
+    """
+    from flgbench.schedule import remaining
+
+    urgency, gpus = remaining(plan), environment.gpus()
     status = initial_status(plan, store)
     running: dict[Future, str] = {}
     losses: Counter[str] = Counter()
-    pool = _new_pool(slots)
+    pool = new_pool(slots, gpus)
     try:
         while True:
-            for step in _order(plan, _ready(plan, status)):
+            for step in sorted(_ready(plan, status), key=lambda s: -urgency[s.key]):
                 alone = any(plan.steps[k].exclusive for k in running.values())
                 if len(running) >= slots or alone or (step.exclusive and running):
                     continue
@@ -126,7 +136,7 @@ def run_local(
                     # told, so all that ran go on from their checkpoints in a new pool, but not for ever.
                     lost = [key, *running.values()]
                     running.clear()
-                    pool = _new_pool(slots)
+                    pool = new_pool(slots, gpus)
                     for other in lost:
                         losses[other] += 1
                         status[other] = Status(WAITING) if losses[other] < 2 else Status(FAILED, KILLED)
@@ -146,12 +156,12 @@ def run_local(
     return status
 
 
-def _new_pool(slots: int) -> ProcessPoolExecutor:
+def new_pool(slots: int, gpus: Sequence[str] = ()) -> ProcessPoolExecutor:
+    """`slots` worker processes; each sees one of `gpus`, in turn."""
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(slots, mp_context=context, initializer=_quiet_worker)
-
-
-def _order(plan: Plan, ready: Iterable[Step]) -> list[Step]:
-    # Training first: its children wait for it, while a sample or quality step can fill any gap.
-    rank = {"teacher": 0, "data": 1, "train": 2, "sample": 3, "quality": 4, "latency": 5}
-    return sorted(ready, key=lambda s: rank.get(s.kind, 9))
+    devices = None
+    if gpus:
+        devices = context.SimpleQueue()
+        for slot in range(slots):
+            devices.put(gpus[slot % len(gpus)])
+    return ProcessPoolExecutor(slots, mp_context=context, initializer=_quiet_worker, initargs=(devices,))

@@ -18,18 +18,34 @@ from flgbench.settings import Settings
 
 @dataclass(frozen=True)
 class Batch:
-    """Training clips: latents (B, C, T, H, W) and their condition; `generator` is the iteration's only randomness."""
+    """Training clips: latents (B, C, T, H, W) and their condition; `generator` is the iteration's only randomness.
+
+    In a training over several processes this is one process's share of the clips. What is drawn for clips is drawn for all
+    of them and then shared out, so the generators stay in step and the draws are those of a single process; what is drawn
+    once a batch may be drawn from `generator` itself.
+    """
 
     latents: torch.Tensor
     condition: Condition
     generator: torch.Generator
+    share: int = 0
+    shares: int = 1
+
+    def _mine(self, everyones: torch.Tensor) -> torch.Tensor:
+        return everyones.chunk(self.shares)[self.share]
 
     def noise(self) -> torch.Tensor:
-        return torch.randn(self.latents.shape, generator=self.generator)
+        """Standard normal noise of the latents' shape."""
+        shape = (len(self.latents) * self.shares, *self.latents.shape[1:])
+        return self._mine(torch.randn(shape, generator=self.generator))
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> torch.Tensor:
         """(B,) uniforms in [low, high)."""
-        return low + (high - low) * torch.rand(len(self.latents), generator=self.generator)
+        return low + (high - low) * self._mine(torch.rand(len(self.latents) * self.shares, generator=self.generator))
+
+    def integers(self, high: int) -> torch.Tensor:
+        """(B,) integers in [0, high)."""
+        return self._mine(torch.randint(high, (len(self.latents) * self.shares,), generator=self.generator))
 
 
 @dataclass(frozen=True)
@@ -42,9 +58,10 @@ class TrainingData:
     def __len__(self) -> int:
         return len(self.latents)
 
-    def batch(self, size: int, generator: torch.Generator) -> Batch:
-        index = torch.randint(len(self), (size,), generator=generator)
-        return Batch(self.latents[index], self.condition.select(index), generator)
+    def batch(self, size: int, generator: torch.Generator, share: int = 0, shares: int = 1) -> Batch:
+        """`size` clips drawn with replacement; of these the part `share` of `shares`, which must divide `size`."""
+        index = torch.randint(len(self), (size,), generator=generator).chunk(shares)[share]
+        return Batch(self.latents[index], self.condition.select(index), generator, share, shares)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +36,37 @@ def step_lines(folder: Path) -> list[dict[str, Any]]:
 
         scheduled = look({s["key"]: list(s["inputs"].values()) for s in steps}, store)
     lines = []
+    bad: set[str] = set()  # steps that failed or wait for one that did
     for step in steps:
         events = store.events(step["key"])
         last = events[-1] if events else {"event": "waiting"}
         state = "running" if last["event"] in ("started", "progress", "job") else last["event"]
         state = "done" if store.is_done(step["key"]) else state
+        if state == "waiting" and bad.intersection(step["inputs"].values()):
+            state = "blocked"
+        if state in ("failed", "blocked"):
+            bad.add(step["key"])
         attempts = sum(e["event"] == "started" for e in events)
         details = {k: v for k, v in last.items() if k in ("fraction", "loss", "reason", "seconds")}
         line = {"step": f"{step['kind']} {step['name']}", "state": state, "attempts": attempts} | details
         lines.append(line | scheduled.get(step["key"], {}))
     return lines
+
+
+def as_text(line: dict[str, Any]) -> str:
+    """One line of a terminal."""
+    shown = "  ".join(f"{k} {v}" for k, v in line.items() if k not in ("step", "state"))
+    return f"{line['state']:8} {line['step']:30} {shown}"
+
+
+def watched(folder: Path, seconds: float = 5.0) -> Iterator[list[dict[str, Any]]]:
+    """`step_lines` again whenever they have changed, looking every `seconds`, until no step waits or runs."""
+    before: list[dict[str, Any]] = []
+    while True:
+        now = step_lines(folder)
+        if now != before:
+            yield now
+        before = now
+        if not any(line["state"] in ("waiting", "running", "stopped", "requeued") for line in now):
+            return
+        time.sleep(seconds)

@@ -2,7 +2,8 @@
 
 The budget is counted in network passes of one clip through the dense teacher: a forward is 1, a forward with its backward
 3, both scaled by the share of blocks that ran (`PassTally`). Every iteration draws from a generator seeded by
-(seed, iteration), so a resumed run continues exactly where it stopped with nothing else to restore.
+(seed, iteration), so a resumed run continues exactly where it stopped with nothing else to restore. Over several
+processes (`flgbench.distributed`) each trains on its share of the same clips and draws.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from flgbench import distributed
 from flgbench.checkpoint import load_checkpoint, save_checkpoint
-from flgbench.errors import StageFailure
+from flgbench.errors import StageFailure, UsageError
 from flgbench.models.base import PassTally
 from flgbench.settings import Settings
 from flgbench.stage import TrainedStage, TrainingData
@@ -46,16 +48,23 @@ def train(
     """Run `stage` until its budget is spent, resuming from `work/checkpoint.safetensors` if that exists.
 
     `log` gets one call per reported iteration: iteration, passes, fraction, seconds and the named losses. Leaves the EMA
-    in the student if the stage asks for one. Returns iterations, passes and seconds of training. Raises StageFailure.
+    in the student if the stage asks for one. Returns iterations, passes and seconds of training. Raises StageFailure, and
+    UsageError for a batch that the processes cannot share.
     """
+    shares = distributed.processes()
+    if settings.batch % shares:
+        raise UsageError(f"a batch of {settings.batch} clips cannot be shared by {shares} processes")
+    tally.processes = shares
+    plain = stage.student().copy().transformer if shares > 1 else None
     modules, optimizers = stage.modules(), stage.all_optimizers()
+    distributed.shard(modules, optimizers.values())
     student = modules["student"]
     ema = {k: v.detach().clone() for k, v in student.named_parameters()} if stage.ema_decay else {}
     checkpoint = work / "checkpoint.safetensors"
     iteration, seconds = 0, 0.0
     if checkpoint.exists():
         ema_saved, scalars = load_checkpoint(checkpoint, modules, optimizers)
-        ema |= ema_saved
+        ema = {k: distributed.sharded_like(ema_saved[k], v) for k, v in ema.items()}
         iteration, seconds, tally.passes = int(scalars["iteration"]), scalars["seconds"], scalars["passes"]
     else:
         tally.passes = 0.0
@@ -69,9 +78,12 @@ def train(
         losses: dict[str, torch.Tensor] = {}
         for part in range(settings.accumulate):
             seed = (settings.seed * 1_000_003 + iteration) * 64 + part
-            batch = data.batch(settings.batch, torch.Generator().manual_seed(seed))
+            generator = torch.Generator().manual_seed(seed)
+            batch = data.batch(settings.batch, generator, distributed.rank(), shares)
             losses = stage.train_step(batch, iteration)
             (losses["loss"] / settings.accumulate).backward()
+            losses = distributed.average(losses)
+        distributed.reshard(modules.values())
         for group, rate in rates:
             group["lr"] = rate * rate_factor(iteration, spent, settings)
         for optimizer in stage.optimizers(iteration):
@@ -94,14 +106,18 @@ def train(
         if iteration % LOG_EVERY == 0 or tally.passes >= settings.budget:
             named = {k: v.item() for k, v in losses.items() if v.ndim == 0}
             fraction = min(1.0, tally.passes / settings.budget)
-            log(iteration=iteration, passes=tally.passes, fraction=fraction, seconds=seconds, **named)
-        if time.monotonic() - saved > settings.checkpoint_seconds:
+            if distributed.rank() == 0:
+                log(iteration=iteration, passes=tally.passes, fraction=fraction, seconds=seconds, **named)
+        if distributed.first_says(time.monotonic() - saved > settings.checkpoint_seconds):
             scalars = {"iteration": iteration, "seconds": seconds, "passes": tally.passes}
             save_checkpoint(checkpoint, modules, optimizers, ema, scalars)
             saved = time.monotonic()
 
     if ema:
         student.load_state_dict(student.state_dict() | ema)
+    if plain is not None:  # whole again, in every process: shards cannot be saved as a model or sampled alone
+        plain.load_state_dict({k: distributed.whole(v) for k, v in student.state_dict().items()})
+        stage.student().transformer = plain
     return {"iterations": iteration, "passes": tally.passes, "seconds": seconds}
 
 

@@ -43,7 +43,7 @@ def _partition(wanted: Resources, offered: dict[str, scheduler.Partition]) -> sc
     for asked, most, unit in (
         (wanted.time_minutes, has.minutes, "minutes"),
         (wanted.gpus, has.gpus, "GPUs a node"),
-        (wanted.cpus, has.cpus, "CPUs a node"),
+        (wanted.cpus * wanted.tasks_per_node, has.cpus, "CPUs a node"),
         (wanted.memory_gb, has.memory_gb, "GB a node"),
     ):
         if most is not None and asked > most:

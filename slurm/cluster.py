@@ -47,7 +47,7 @@ def preview(
     except UsageError:  # a plan can be looked at anywhere
         live = {}
     arrays = launcher.arrays_to_submit(plan, store, profile, live)
-    return settings, plan, store, launcher.describe(arrays, profile, max_jobs)
+    return settings, plan, store, launcher.describe(arrays, plan, profile, max_jobs)
 
 
 def execute(

@@ -1,4 +1,8 @@
-"""What runs inside a SLURM job: one step, by the code path of the local runner. A job carries paths and settings only."""
+"""What runs inside a SLURM job: one step, by the code path of the local runner. A job carries paths and settings only.
+
+A job of several tasks is one training over several processes (`flgbench.distributed`): all tasks run the step, the first
+one writes.
+"""
 
 from __future__ import annotations
 
@@ -59,13 +63,17 @@ class StepJob(submitit.helpers.Checkpointable):
         store = Store(Path(self.root))
         if store.is_done(self.key):
             return
-        store.start(self.key)
-        store.event(self.key, "job", id=job_id(), node=os.environ.get("SLURMD_NODENAME", socket.gethostname()))
+        first = os.environ.get("SLURM_PROCID", "0") == "0"
+        if first:
+            store.start(self.key)
+            store.event(self.key, "job", id=job_id(), node=os.environ.get("SLURMD_NODENAME", socket.gethostname()))
         try:
             step = load_step(Path(self.steps), self.key)
             self._check(step, store)
+            join_tasks()
         except Exception as error:
-            store.event(self.key, "failed", reason=f"{type(error).__name__}: {error}")
+            if first:
+                store.event(self.key, "failed", reason=f"{type(error).__name__}: {error}")
             raise
         work(step, store.root, int(os.environ.get("SLURM_CPUS_PER_TASK", environment.cores())))
 
@@ -87,6 +95,16 @@ class StepJob(submitit.helpers.Checkpointable):
         """Called by submitit inside the handler of SLURM's warning: bookkeeping only, checkpoints are periodic."""
         Store(Path(self.root)).event(self.key, "requeued", id=job_id())
         return submitit.helpers.DelayedSubmission(self)
+
+
+def join_tasks() -> None:
+    """Make one process group of the tasks of this job, if it has several: a GPU each, or by gloo without GPUs."""
+    if int(os.environ.get("SLURM_NTASKS", "1")) == 1:
+        return
+    import torch
+
+    submitit.helpers.TorchDistributedEnvironment().export(overwrite=True)
+    torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
 
 
 def job_id() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import submitit
 
 from flgbench.errors import UsageError
 from flgbench.plan import Plan
+from flgbench.schedule import remaining
 from flgbench.store import Store
 from slurm import scheduler
 from slurm.grouping import Array, group
@@ -51,10 +52,11 @@ def submit(plan: Plan, store: Store, folder: Path, profile: Profile, max_jobs: i
         code = code_hash()
         array_ids: list[str] = []
         try:
-            for array in arrays:
+            later = niceness(arrays, plan)
+            for number, array in enumerate(arrays):
                 executor = submitit.SlurmExecutor(logs, max_num_timeout=profile.max_timeouts)
                 after = dependency(array, ids, array_ids)
-                executor.update_parameters(**parameters(array, profile, after, max_jobs))
+                executor.update_parameters(**parameters(array, profile, after, max_jobs, later[number]))
                 # Inside a job, sbatch would take the parent's resources from its environment.
                 inside_job = "SLURM_JOB_ID" in os.environ
                 with submitit.helpers.clean_env() if inside_job else nullcontext(), executor.batch():
@@ -83,9 +85,16 @@ def dependency(array: Array, ids: dict[str, str], array_ids: list[str]) -> str |
     return ",".join(parts) or None
 
 
-def parameters(array: Array, profile: Profile, after: str | None, max_jobs: int | None) -> dict[str, Any]:
+def niceness(arrays: Sequence[Array], plan: Plan) -> list[int]:
+    """sbatch's --nice of each array, 0 for the longest chain to the end: the critical path goes first."""
+    chain = remaining(plan)
+    longest = [max(chain[key] for key in array.keys) for array in arrays]
+    return [sum(other > mine for other in longest) for mine in longest]
+
+
+def parameters(array: Array, profile: Profile, after: str | None, max_jobs: int | None, nice: int = 0) -> dict[str, Any]:
     """The request in submitit's words: it knows some options itself, and takes the rest by sbatch's names."""
-    options = array.resources.sbatch()
+    options = ({"nice": nice} if nice else {}) | array.resources.sbatch()
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     return {
         "job_name": f"flg-{array.kind}",
@@ -102,12 +111,13 @@ def parameters(array: Array, profile: Profile, after: str | None, max_jobs: int 
     }
 
 
-def describe(arrays: list[Array], profile: Profile, max_jobs: int | None) -> list[dict[str, Any]]:
+def describe(arrays: list[Array], plan: Plan, profile: Profile, max_jobs: int | None) -> list[dict[str, Any]]:
     """The arrays and their sbatch settings, for --dry-run."""
     described = []
-    for array in arrays:
+    for array, nice in zip(arrays, niceness(arrays, plan), strict=True):
         count = len(array.keys)
-        flags = [*array.resources.flags(), f"--signal=USR2@{profile.signal_seconds}", "--requeue"]
+        flags = [f"--nice={nice}"] if nice and "nice" not in array.resources.options else []
+        flags = [*array.resources.flags(), *flags, f"--signal=USR2@{profile.signal_seconds}", "--requeue"]
         flags += [f"--array=0-{count - 1}%{min(max_jobs or count, count)}"] if count > 1 else []
         described.append(
             {

@@ -20,13 +20,16 @@ KINDS = sorted(p.stem for p in (Path(__file__).parent.parent / "flgbench" / "ste
 
 
 class Resources(Settings):
-    """What one job asks for. `gpus` is per node, `memory_gb` in GiB per node."""
+    """What one job asks for: one task, or of a training one task per GPU on each of `nodes`.
+
+    `gpus` and `memory_gb` (GiB) are per node, `cpus` per task.
+    """
 
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
-    nodes: int = Field(1, ge=1, le=1, description="steps that span nodes are not built yet")
+    nodes: int = Field(1, ge=1)
     gpus: int = Field(0, ge=0)
     cpus: int = Field(1, ge=1)
     memory_gb: float = Field(4.0, gt=0)
@@ -34,6 +37,10 @@ class Resources(Settings):
     exclusive: bool = Field(False, description="the whole node; timed steps should have it")
     setup: tuple[str, ...] = Field((), description="shell lines before Python starts, such as `module load cuda`")
     options: dict[str, str | int | bool] = Field(default_factory=dict, description="further sbatch options, without --")
+
+    @property
+    def tasks_per_node(self) -> int:
+        return max(1, self.gpus)
 
     def sbatch(self) -> dict[str, Any]:
         """The sbatch options by name, without what is not set; `True` stands for a bare flag."""
@@ -43,7 +50,7 @@ class Resources(Settings):
             "qos": self.qos,
             "constraint": self.constraint,
             "nodes": self.nodes,
-            "ntasks-per-node": 1,
+            "ntasks-per-node": self.tasks_per_node,
             "gpus-per-node": self.gpus or None,
             "cpus-per-task": self.cpus,
             "mem": f"{round(self.memory_gb * 1024)}M",
@@ -78,7 +85,13 @@ class Profile(Resources):
     def resources(self, kind: str) -> Resources:
         """What a step of `kind` asks for. Raises UsageError for a wrong override."""
         base = {name: getattr(self, name) for name in Resources.model_fields}
-        return build_settings(Resources, base | self.kinds.get(kind, {}), f"kinds.{kind}")
+        made: Resources = build_settings(Resources, base | self.kinds.get(kind, {}), f"kinds.{kind}")
+        if kind in KINDS and kind != "train":
+            for name, most in (("nodes", made.nodes), ("gpus", made.gpus)):
+                if most > 1:
+                    where = f"kinds.{kind}" if name in self.kinds.get(kind, {}) else "profile"
+                    raise UsageError(f"{where}.{name}: only [kinds.train] may ask for more than 1, got {most} for {kind}")
+        return made
 
 
 def names() -> list[str]:
@@ -105,7 +118,7 @@ def load_profile(name: str) -> Profile:
     _check_kinds(path, text, values.get("kinds", {}))
     try:
         profile = build_settings(Profile, {"name": path.stem} | values, "profile")
-        for kind in profile.kinds:
+        for kind in KINDS:
             profile.resources(kind)
     except UsageError as error:
         raise UsageError(f"{path}{_line(text, str(error))}: {error}") from None

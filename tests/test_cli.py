@@ -119,7 +119,8 @@ def test_status_reads_files_only(flgbench: Flgbench, tmp_path: Path) -> None:
     """A run that this process never saw: done, running, failed and waiting steps, told apart by their files."""
     folder = tmp_path / "out" / "runs" / "some-run"
     folder.mkdir(parents=True)
-    steps: list[dict[str, object]] = [{"key": k, "kind": "train", "name": k, "inputs": {}} for k in ("a", "b", "c", "d")]
+    parents: dict[str, dict[str, str]] = {"a": {}, "b": {}, "c": {}, "d": {}, "e": {"student": "c"}, "f": {"sample": "e"}}
+    steps = [{"key": key, "kind": "train", "name": key, "inputs": needs} for key, needs in parents.items()]
     (folder / "plan.json").write_text(json.dumps({"steps": steps}))
     store = Store(tmp_path / "out" / "store")
     for key in "abc":
@@ -131,9 +132,31 @@ def test_status_reads_files_only(flgbench: Flgbench, tmp_path: Path) -> None:
     code, printed, _ = flgbench("status", "--out", str(tmp_path / "out"), "--json")
     found = {s["step"].split()[1]: s for s in json.loads(printed)["steps"]}
     assert code == 0 and {k: s["state"] for k, s in found.items()} == {
-        "a": "done", "b": "running", "c": "failed", "d": "waiting"
+        "a": "done", "b": "running", "c": "failed", "d": "waiting", "e": "blocked", "f": "blocked"
     }  # fmt: skip
     assert found["b"]["fraction"] == 0.5 and found["c"]["reason"] == "NaN: by request"
+
+
+def test_watching_ends_with_the_run(flgbench: Flgbench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Every look in between finishes a step; two looks that see the same print once."""
+    folder = tmp_path / "out" / "runs" / "some-run"
+    folder.mkdir(parents=True)
+    steps = [{"key": key, "kind": "train", "name": key, "inputs": {}} for key in "ab"]
+    (folder / "plan.json").write_text(json.dumps({"steps": steps}))
+    store = Store(tmp_path / "out" / "store")
+    coming = iter(["a", "a", "b"])
+
+    def finish(seconds: float) -> None:
+        key = next(coming)
+        store.start(key)
+        if not store.is_done(key):
+            store.finish(key, {})
+            store.event(key, "done")
+
+    monkeypatch.setattr("time.sleep", finish)
+    code, printed, _ = flgbench("status", "--watch", "--json", "--out", str(tmp_path / "out"))
+    looks = [[s["state"] for s in json.loads(line)["steps"]] for line in printed.splitlines()]
+    assert code == 0 and looks == [["waiting", "waiting"], ["done", "waiting"], ["done", "done"]]
 
 
 def test_a_failed_step_is_exit_code_1(flgbench: Flgbench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

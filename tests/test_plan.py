@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +16,7 @@ from flgbench.contracts import StageSpec
 from flgbench.errors import StageFailure, UsageError
 from flgbench.plan import Plan, RunSettings, Step, plan
 from flgbench.registry import registry
-from flgbench.runner import BLOCKED, CACHED, DONE, FAILED, Status, run_inline, run_local
+from flgbench.runner import BLOCKED, CACHED, DONE, FAILED, Status, new_pool, run_inline, run_local
 from flgbench.store import Store
 
 HARDWARE = {"processor": "test", "cores": 2}
@@ -153,3 +155,15 @@ def test_local_runner_isolates_failures(probe: None, store: Store) -> None:
     states = {name: status[k].state for name, k in key.items()}
     assert states == {"root": CACHED, "bad": FAILED, "child": BLOCKED, "grandchild": BLOCKED, "good": FAILED}
     assert "ModuleNotFoundError" in status[key["good"]].reason
+
+
+def test_each_slot_sees_its_own_gpu() -> None:
+    with new_pool(3, ["4", "7"]) as pool:
+        # Each worker sleeps, so that none takes two of the calls.
+        seen = list(pool.map(_device_after, [0.7] * 3))
+    assert sorted(seen) == ["4", "4", "7"]
+
+
+def _device_after(seconds: float) -> str:
+    time.sleep(seconds)
+    return os.environ["CUDA_VISIBLE_DEVICES"]

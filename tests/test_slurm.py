@@ -1,65 +1,29 @@
-"""The SLURM executor: profiles, grouping and states in pure functions; the rest on a real one-machine cluster.
-
-The cluster installs Debian packages and starts daemons as root, so its tests run only with FLGBENCH_REQUIRE_SLURM=1.
-"""
+"""The SLURM executor without a cluster: profiles, grouping, states, and what is refused before anything is submitted."""
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Flgbench, assert_refused
+from toy_plans import ON_DEVCLUSTER, SMALL, chains, write
 
 from flgbench.errors import UsageError
 from flgbench.plan import Plan, RunSettings, Step, plan
 from flgbench.registry import registry
 from flgbench.runner import BLOCKED, CACHED, DONE, FAILED, RUNNING, WAITING, Status
 from flgbench.store import Store
-from slurm import cluster, job, launcher, profiles, scheduler, state
-from slurm.check import check_profile
+from slurm import cluster, job, profiles, scheduler, state
 from slurm.grouping import Array, group
 from slurm.profiles import load_profile
-from slurm.queue import Queue, Record
+from slurm.queue import Record
 
-ROOT = Path(__file__).parent.parent
-DEVCLUSTER = ROOT / "slurm" / "devcluster" / "devcluster.py"
 PROFILE = load_profile("devcluster")
 
 
-def toy_plan(*steps: tuple[str, list[str], dict[str, Any]]) -> tuple[Plan, dict[str, str]]:
-    """A plan of (name, names of parents, settings), and the keys by name."""
-    made: dict[str, Step] = {}
-    key: dict[str, str] = {}
-    for name, parents, settings in steps:
-        step = Step("toy", name, settings, {p: key[p] for p in parents})
-        made[step.key], key[name] = step, step.key
-    return Plan(made, []), key
-
-
-def chains(count: int, **first: Any) -> tuple[Plan, dict[str, str]]:
-    """root -> train i -> sample i -> quality i, and all trains -> latency; the settings `first` are those of train 0."""
-    steps: list[tuple[str, list[str], dict[str, Any]]] = [("root", [], {})]
-    for i in range(count):
-        steps += [(f"train{i}", ["root"], {} if i else first), (f"sample{i}", ["root", f"train{i}"], {})]
-        steps += [(f"quality{i}", ["root", f"sample{i}"], {})]
-    return toy_plan(*steps, ("latency", [f"train{i}" for i in range(count)], {}))
-
-
 # Profiles
-
-
-def write(folder: Path, text: str) -> str:
-    (folder / "mine.toml").write_text(text)
-    return str(folder / "mine.toml")
 
 
 def test_shipped_profiles_are_valid() -> None:
@@ -75,6 +39,12 @@ def test_a_kind_overrides_the_defaults(tmp_path: Path) -> None:
     assert {"--qos=low", "--nice=5", "--gpus-per-node=2", "--mem=4096M", "--time=60"} <= set(train.flags())
 
 
+def test_a_training_has_a_task_for_each_gpu(tmp_path: Path) -> None:
+    made = load_profile(write(tmp_path, "[kinds.train]\nnodes = 2\ngpus = 4\n"))
+    assert {"--nodes=2", "--ntasks-per-node=4", "--gpus-per-node=4"} <= set(made.resources("train").flags())
+    assert {"--nodes=1", "--ntasks-per-node=1"} <= set(made.resources("sample").flags())
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -87,7 +57,8 @@ def test_a_kind_overrides_the_defaults(tmp_path: Path) -> None:
         ("cpus = 4\nmemory_gb = \n", ["line 2"]),
         ("kinds = 3\n", [":1: ", "kinds"]),
         ("setup = 'module load cuda'\n", [":1: ", "setup"]),
-        ("nodes = 2\n", [":1: ", "nodes", "got 2"]),
+        ("cpus = 1\nnodes = 2\n", [":2: ", "nodes", "got 2", "[kinds.train]"]),
+        ("[kinds.sample]\ngpus = 2\n", [":2: ", "kinds.sample.gpus", "got 2"]),
     ],
 )
 def test_wrong_profiles_name_file_and_line(text: str, words: list[str], tmp_path: Path) -> None:
@@ -231,10 +202,6 @@ def test_a_job_refuses_to_time_other_hardware(tmp_path: Path) -> None:
 # The command line
 
 
-SMALL = ("--methods", "none", "--baselines", "frozen_image,real", "--conditions", "2", "--pairs", "3")
-ON_DEVCLUSTER = (*SMALL, "--executor", "slurm", "--profile", "devcluster")
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -259,131 +226,3 @@ def test_no_slurm_on_this_machine(flgbench: Flgbench, tmp_path: Path, monkeypatc
     assert not (tmp_path / "out").exists()
     code, printed, _ = flgbench("run", *ON_DEVCLUSTER, "--max-jobs", "1", "--out", "out", "--dry-run")
     assert code == 0 and "array 0: 1 teacher, sbatch --partition=debug" in printed and "%1" in printed
-
-
-# On a cluster
-
-
-@pytest.fixture(scope="module")
-def slurm() -> Iterator[None]:
-    """A cluster of this project's own script, for these tests alone."""
-    if os.environ.get("FLGBENCH_REQUIRE_SLURM") != "1":
-        pytest.skip("installs SLURM and starts its daemons: set FLGBENCH_REQUIRE_SLURM=1")
-    # Not pytest's folder: munge wants a way to its socket that everybody may go.
-    outside = Path(tempfile.mkdtemp(prefix="flgbench-slurm-"))
-    outside.chmod(0o755)
-    folder = outside / "cluster"
-    done = subprocess.run([sys.executable, DEVCLUSTER, "start", folder], capture_output=True, text=True)
-    if done.returncode != 0:
-        pytest.fail(f"no SLURM here: {(done.stderr or done.stdout).strip()}")
-    before = dict(os.environ)
-    tests = Path(__file__).parent
-    os.environ["SLURM_CONF"] = str(folder / "slurm.conf")
-    os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (tests, tests / "toy_steps")))
-    yield
-    os.environ.clear()
-    os.environ.update(before)
-    subprocess.run([sys.executable, DEVCLUSTER, "stop", folder], check=True, capture_output=True)
-    shutil.rmtree(outside)
-
-
-def submit(made: Plan, out: Path, run: str = "run", max_jobs: int | None = None) -> tuple[Store, dict[str, str]]:
-    store = Store(out / "store")
-    (out / "runs" / run).mkdir(parents=True, exist_ok=True)
-    return store, launcher.submit(made, store, out / "runs" / run, PROFILE, max_jobs)
-
-
-def wait_for(true: Callable[[], Any], seconds: float = 90) -> Any:
-    end = time.monotonic() + seconds
-    while not (found := true()):
-        assert time.monotonic() < end, "took too long"
-        time.sleep(0.3)
-    return found
-
-
-def test_a_failed_parent_blocks_its_chain_alone(slurm: None, tmp_path: Path) -> None:
-    made, key = chains(3, fail=True)
-    store, ids = submit(made, tmp_path)
-    assert len(ids) == len(made.steps)
-    status = cluster.follow(made, store, [])
-    assert {n: status[k].state for n, k in key.items()} == {
-        n: FAILED if n == "train0" else BLOCKED if n in ("sample0", "quality0", "latency") else DONE for n in key
-    }
-    assert status[key["train0"]].reason == "ValueError: by request"
-    assert (store.path(key["quality1"]) / "out.txt").read_text() == "quality1rootsample1roottrain1root"
-    assert store.facts(key["quality1"])["threads"] == PROFILE.cpus
-    wait_for(lambda: not scheduler.queue(), 30)  # a job lasts a moment longer than its step; nothing pends for ever
-    # The same again: only what is missing.
-    _, again = submit(made, tmp_path)
-    assert sorted(again) == sorted(key[n] for n in ("train0", "sample0", "quality0", "latency"))
-    cluster.follow(made, store, [])
-
-
-def test_a_requeued_training_goes_on_with_the_same_losses(slurm: None, tmp_path: Path) -> None:
-    made, key = toy_plan(*((n, [], {"budget": 300.0}) for n in ("plain", "requeued")), ("child", ["requeued"], {}))
-    store, ids = submit(made, tmp_path)
-    victim, curve = key["requeued"], store.path(key["requeued"]) / "curve.jsonl"
-    wait_for(lambda: curve.exists() and len(curve.read_text().splitlines()) > 3)
-    scheduler.call("scontrol", "requeue", ids[victim])
-    waiting = ("PENDING", "BeginTime")
-    wait_for(lambda: (j := scheduler.queue().get(ids[victim])) and (j.state, j.reason) == waiting)
-    before = len(curve.read_text().splitlines())
-    scheduler.call("scontrol", "update", f"JobId={ids[victim]}", "StartTime=now")
-    status = cluster.follow(made, store, [])
-    assert {s.state for s in status.values()} == {DONE}
-    lines = [json.loads(line) for line in curve.read_text().splitlines()]
-    plain = [json.loads(line) for line in (store.path(key["plain"]) / "curve.jsonl").read_text().splitlines()]
-    assert [e["event"] for e in store.events(victim)].count("started") == 2
-    assert before < len(plain) and lines[before]["iteration"] > 1, "it was in the middle, and did not begin again"
-    assert {x["iteration"]: x["loss"] for x in lines} == {x["iteration"]: x["loss"] for x in plain}
-
-
-def test_two_runs_submit_a_common_step_once(slurm: None, tmp_path: Path) -> None:
-    (one, key), (two, _) = chains(1, seconds=3), chains(2, seconds=3)
-    store, first = submit(one, tmp_path, "one")
-    _, second = submit(two, tmp_path, "two", max_jobs=1)
-    assert set(first) & set(second) == set() and key["train0"] in first
-    assert {s.state for made in (two, one) for s in cluster.follow(made, store, []).values()} == {DONE}
-    assert [e["event"] for e in store.events(key["train0"])].count("started") == 1
-    assert Queue(store).records([key["train0"]])[key["train0"]].run == "one"
-
-
-def test_requests_that_cannot_be_met(slurm: None, flgbench: Flgbench, tmp_path: Path) -> None:
-    assert len(check_profile(PROFILE, profiles.KINDS)) == len(profiles.KINDS)
-    wrong = {
-        "partition = 'gpu'": "no partition 'gpu'",
-        "gpus = 3": "asks for 3 GPUs a node, and partition 'debug' has at most 2",
-        "[kinds.sample]\nmemory_gb = 99": "sample: asks for 99 GB",
-        "constraint = 'h100'": "Invalid feature",
-    }
-    for text, word in wrong.items():
-        profile = write(tmp_path, text)
-        assert_refused(flgbench("profile", "check", profile), word)
-        run = ("run", *SMALL, "--executor", "slurm", "--profile", profile, "--out", "out")
-        assert_refused(flgbench(*run), word)
-    assert not (tmp_path / "out").exists()
-    wait_for(lambda: not scheduler.queue(), 30)
-
-
-def test_a_small_run_by_its_verbs(slurm: None, flgbench: Flgbench, tmp_path: Path) -> None:
-    """Submitted, cancelled, submitted again and followed to the report, whose artifacts are those of a local run."""
-    code, printed, err = flgbench("run", *ON_DEVCLUSTER, "--out", "out", "--no-wait", "--json")
-    assert code == 0, err
-    submitted = json.loads(printed)
-    assert submitted["jobs"] == 7
-    code, printed, _ = flgbench("status", "--out", "out", "--json")
-    steps = json.loads(printed)["steps"]
-    assert {s["state"] for s in steps} <= {"waiting", "running", "done"} and any(s.get("slurm") for s in steps)
-    code, printed, _ = flgbench("cancel", "--out", "out")
-    assert code == 0 and "jobs cancelled" in printed
-    wait_for(lambda: not scheduler.queue())
-    code, _, err = flgbench("run", *ON_DEVCLUSTER, "--out", "out")
-    assert code == 0, err
-    assert (tmp_path / submitted["run"] / "report" / "index.html").exists()
-    code, _, err = flgbench("report", "--out", "out")
-    assert code == 0, err
-    assert flgbench("run", *SMALL, "--out", "local", "--executor", "inline")[0] == 0
-    for done in (tmp_path / "local" / "store").glob("*/done.json"):
-        if not done.parent.name.startswith("latency"):
-            other = tmp_path / "out" / "store" / done.parent.name / "done.json"
-            assert json.loads(other.read_text())["files"] == json.loads(done.read_text())["files"], done.parent.name

@@ -50,14 +50,15 @@ class Condition:
 class PassTally:
     """Network passes of single clips, in units of one forward through the dense teacher.
 
-    A backward counts two more, or one where only the input needs its gradient.
+    A backward counts two more, or one where only the input needs its gradient. In a training over several `processes`,
+    which do the same passes at the same time, those of all are counted.
     """
 
     def __init__(self) -> None:
-        self.passes = 0.0
+        self.passes, self.processes = 0.0, 1
 
     def add(self, passes: float) -> None:
-        self.passes += passes
+        self.passes += passes * self.processes
 
 
 class VideoModel(ABC):

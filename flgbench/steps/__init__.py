@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import importlib
 import time
+from contextlib import suppress
 from typing import Any
 
+from flgbench import distributed
 from flgbench.plan import Step
 from flgbench.store import Store
 
 
 def execute(step: Step, store: Store) -> dict[str, Any]:
-    """Run one step to a finished artifact; returns its facts. A failure or a stop is recorded in the events and raised."""
+    """Run one step to a finished artifact; returns its facts. A failure or a stop is recorded in the events and raised.
+
+    Of several processes (`flgbench.distributed`) all run the step, and only the first one writes.
+    """
     folder = store.start(step.key)
+    run = importlib.import_module(f"flgbench.steps.{step.kind}").run
+    if distributed.rank() > 0:
+        return run(step, store, folder) or {}
     store.event(step.key, "started")
     began = time.monotonic()
     try:
-        facts = importlib.import_module(f"flgbench.steps.{step.kind}").run(step, store, folder)
+        facts = run(step, store, folder)
     except (KeyboardInterrupt, SystemExit):  # by hand, or by a scheduler that will start it again: no failure
         store.event(step.key, "stopped")
         raise
     except BaseException as error:
-        store.event(step.key, "failed", reason=f"{type(error).__name__}: {error}")
+        with suppress(OSError):  # a full disk takes no event either, and the error itself says more
+            store.event(step.key, "failed", reason=f"{type(error).__name__}: {error}")
         raise
     facts = {"seconds": round(time.monotonic() - began, 2)} | (facts or {})
     store.finish(step.key, facts)

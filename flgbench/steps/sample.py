@@ -17,7 +17,7 @@ from flgbench.sampling import SamplerSettings, build_cache, generate
 from flgbench.steps.loading import identities, load_clips, load_denoiser, test_factors
 from flgbench.store import Store, write_json
 
-CLIPS_AT_ONCE = 16
+CLIPS_AT_ONCE = 4  # on a CPU more do not fit its caches, and each clip takes longer
 
 
 def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from flgbench import distributed
 from flgbench.models.base import VideoModel
 from flgbench.plan import Step
 from flgbench.registry import resolve
@@ -22,7 +23,10 @@ def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
     teacher.tally.passes = 0.0
     roles = Roles(teacher, data, {role: store.path(key) for role, key in step.inputs.items()})
     stage = cls(cls.Settings.model_validate(step.settings["settings"]), roles)
+    first = distributed.rank() == 0
     if isinstance(stage, ComputedStage):
+        if not first:
+            return {}
         stage.compute(folder)
         facts = {"passes": teacher.tally.passes}
         made = folder / "transformer"  # a training-free method's student; other computed stages leave none
@@ -36,6 +40,8 @@ def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
 
     settings = LoopSettings.model_validate(step.settings["loop"])
     facts = train(stage, data, settings, teacher.tally, folder / "work", log)
+    if not first:
+        return {}
     student = stage.student()
     student.save(folder / "transformer")
     _drop_repeated_lines(folder / "curve.jsonl")

@@ -76,7 +76,7 @@ class ConsistencyDistillation(TrainedStage):
         return {"student": self.optimizer}
 
     def train_step(self, batch: Batch, iteration: int) -> dict[str, torch.Tensor]:
-        n = torch.randint(self.settings.grid, (len(batch.latents),), generator=batch.generator)
+        n = batch.integers(self.settings.grid)
         t, s = self.times[n], self.times[n + 1]
         x_t = flow.interpolate(batch.latents, batch.noise(), t)
         clean = flow.clean_estimate(x_t, t, self.model.velocity(x_t, t, batch.condition))

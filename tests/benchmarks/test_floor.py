@@ -72,8 +72,9 @@ def test_sampler_over_bare_passes(benchmark, teacher: VideoModel, data: Training
     assert benchmark.pedantic(sample, rounds=3, warmup_rounds=1) == sampler.nfe
     if benchmark.disabled:
         return
-    rounds = [(seconds(bare, 1), seconds(sample, 1)) for _ in range(5)]
-    report(benchmark, median(r[0] for r in rounds), median(r[1] for r in rounds))
+    rounds = [(seconds(bare, 1), seconds(sample, 1)) for _ in range(15)]
+    # The least of many: what other work on the machine adds is no overhead of the sampler.
+    report(benchmark, min(r[0] for r in rounds), min(r[1] for r in rounds))
 
 
 def test_dmd2_iteration_over_bare_passes(benchmark, teacher: VideoModel, data: TrainingData) -> None:

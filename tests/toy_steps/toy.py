@@ -9,9 +9,15 @@ import torch
 def run(step, store, folder):
     if step.settings.get("fail"):
         raise ValueError("by request")
+    if name := step.settings.get("distributed"):
+        from distributed_worker import run as train_over_processes
+
+        train_over_processes(name, folder, None)
     if budget := step.settings.get("budget"):
         _train(folder, budget)
     read = [(store.path(key) / "out.txt").read_text() for key in step.inputs.values()]
+    if size := step.settings.get("megabytes"):
+        (folder / "big.bin").write_bytes(bytes(size << 20))
     time.sleep(step.settings.get("seconds", 0))
     (folder / "out.txt").write_text(step.name + "".join(read))
     return {"threads": torch.get_num_threads()}

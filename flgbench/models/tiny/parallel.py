@@ -14,7 +14,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from flgbench.distributed import processes, rank
 from flgbench.orphans import die_with_parent
+
+__all__ = ["average_gradients", "launch", "processes", "rank", "sum_over_processes"]
 
 
 def launch(function: Callable[..., None], processes: int, *arguments: Any) -> None:
@@ -31,14 +34,6 @@ def _enter(rank: int, function: Callable[..., None], processes: int, meeting: st
         function(*arguments)
     finally:
         dist.destroy_process_group()
-
-
-def rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def processes() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def sum_over_processes(tensors: Sequence[torch.Tensor]) -> None:

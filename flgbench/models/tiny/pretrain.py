@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +20,10 @@ from flgbench.models.families import write_hashes
 from flgbench.models.folded_conv import fold_convolutions
 from flgbench.models.tiny import parallel, wanx, wanx_vae
 from flgbench.models.wanx import WanX
+from flgbench.store import sha256
 
-CLIPS, STEPS = 24_576, 10_000
+CLIPS, STEPS = 32_768, 8_000
+START = "start.safetensors"  # in the work folder: weights that the denoiser goes on from
 
 
 def set_latent_statistics(vae: AutoencoderKLWan, clips: int = 512) -> None:
@@ -40,7 +43,25 @@ def pretrain(work: Path, processes: int) -> WanX:
     return load_trained(work)
 
 
+def start_from(weights: Path, work: Path) -> None:
+    """Let the pretraining in `work` go on from a teacher's folder: its autoencoder stays, its denoiser is trained on.
+
+    What the teacher was told by its own recipe is kept beside it. Does nothing in a work folder that has begun already.
+    """
+    if (work / START).exists():
+        return
+    work.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(weights / "vae", work / "vae", dirs_exist_ok=True)
+    shutil.copy(weights / "vae-log.jsonl", work)
+    shutil.copy(weights / "recipe.json", work / "start-recipe.json")
+    shutil.copy(weights / "dit-log.jsonl", work / "start-dit-log.jsonl")
+    start = wanx.weights_of(WanX.load(weights))
+    save_file({k: v.clone() for k, v in start.items()}, work / START)  # clone: the embedding is in there twice
+
+
 def _train_vae(work: Path) -> None:
+    if (work / START).exists():
+        return
     vae = wanx_vae.train(work)
     if parallel.rank() == 0:
         set_latent_statistics(vae)
@@ -71,7 +92,10 @@ def _latents(work: Path) -> dict[str, torch.Tensor]:
 
 
 def _train_denoiser(work: Path) -> None:
-    wanx.train(wanx.build(_vae(work)), _latents(work), work, STEPS)
+    model = wanx.build(_vae(work))
+    if (work / START).exists():
+        model = wanx.with_weights(model, load_file(work / START))
+    wanx.train(model, _latents(work), work, STEPS)
 
 
 def load_trained(work: Path) -> WanX:
@@ -108,7 +132,8 @@ def export(model: WanX, work: Path, folder: Path) -> None:
         "fps": shapes.FPS,
     }
     (partial / "flgbench.json").write_text(json.dumps(description, indent=1) + "\n")
-    recipe = {
+    command = "flgbench pretrain --model wanx"
+    recipe: dict[str, Any] = {
         "vae": {"config": wanx_vae.CONFIG, "steps": wanx_vae.STEPS, "phases": wanx_vae.PHASES, "seed": wanx_vae.SEED},
         "transformer": wanx.TRANSFORMER,
         "text_encoder": wanx.TEXT,
@@ -123,10 +148,16 @@ def export(model: WanX, work: Path, folder: Path) -> None:
             "caption_dropout": wanx.CAPTION_DROPOUT,
             "seed": wanx.SEED,
         },
-        "command": "flgbench pretrain --model wanx",
+        "command": command,
     }
+    if (work / START).exists():
+        recipe["command"] = f"{command} --continue-from FOLDER"
+        recipe["continued_from"] = {
+            "sha256": sha256(work / START),
+            "recipe": json.loads((work / "start-recipe.json").read_text()),
+        }
     (partial / "recipe.json").write_text(json.dumps(recipe, indent=1) + "\n")
-    for log in ("vae-log.jsonl", "dit-log.jsonl"):
+    for log in ("vae-log.jsonl", "dit-log.jsonl", "start-dit-log.jsonl"):
         if (work / log).exists():
             shutil.copy(work / log, partial / log)
     for path in partial.rglob("config.json"):  # diffusers notes the folder that a part was loaded from

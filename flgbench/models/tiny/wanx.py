@@ -1,7 +1,7 @@
 """Train tiny wanx: UMT5 text encoder and `WanTransformer3DModel` together, on latents of the tiny autoencoder.
 
 Hidden matrices are trained with Muon, everything else with AdamW; the learning rate is constant and falls to zero over
-the last third of the steps, so a longer training can go on from any checkpoint of the constant part. The shipped
+the last half of the steps, so a longer training can go on from any checkpoint of the constant part. The shipped
 weights are the EMA.
 """
 
@@ -43,7 +43,7 @@ TRANSFORMER = {
 }
 TEXT = {"d_model": 64, "d_kv": 16, "num_heads": 4, "d_ff": 128, "num_layers": 2, "dropout_rate": 0.0}
 BATCH, MUON_LR, ADAM_LR, EMA_DECAY, SEED = 24, 2e-3, 1e-3, 0.999, 0
-DECAY = 0.35  # share of the steps over which the learning rate falls to zero
+DECAY = 0.5  # share of the steps over which the learning rate falls to zero
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -90,7 +90,8 @@ def _optimizers(model: WanX) -> list[torch.optim.Optimizer]:
     ]
 
 
-def _weights(model: WanX) -> dict[str, torch.Tensor]:
+def weights_of(model: WanX) -> dict[str, torch.Tensor]:
+    """Denoiser and text encoder, the parts that are trained together: keys `transformer.*` and `text_encoder.*`."""
     pairs = [("transformer", model.transformer), ("text_encoder", model.text_encoder)]
     return {f"{name}.{k}": v for name, module in pairs for k, v in module.state_dict().items()}
 
@@ -121,7 +122,7 @@ def train(model: WanX, data: dict[str, torch.Tensor], folder: Path, steps: int, 
     model.requires_grad_(True).transformer.train()
     model.text_encoder.requires_grad_(True).train()
     optimizers = _optimizers(model)
-    shadow = {k: v.clone() for k, v in _weights(model).items()}
+    shadow = {k: v.clone() for k, v in weights_of(model).items()}
     checkpoint, first = folder / "dit-checkpoint.safetensors", 0
     model.transformer.compile()  # a quarter less time a step, after a minute or two of compiling
     modules = {"transformer": model.transformer, "text_encoder": model.text_encoder}
@@ -155,7 +156,7 @@ def train(model: WanX, data: dict[str, torch.Tensor], folder: Path, steps: int, 
             optimizer.step()
         with torch.no_grad():
             decay = min(EMA_DECAY, (step + 1) / (step + 10))
-            weights = _weights(model)
+            weights = weights_of(model)
             torch._foreach_lerp_(list(shadow.values()), [weights[k] for k in shadow], 1 - decay)
         if (step + 1) % report_every == 0:
             log.report(step + 1, loss=round(loss.item(), 5), grad_norm=round(float(norm), 4), lr_factor=round(factor, 4))

@@ -1,0 +1,51 @@
+"""What verbs print. Nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def show_submitted(folder: Path, out: Path, jobs: int, as_json: bool) -> None:
+    """What was submitted to a cluster, and the verbs that follow it."""
+    if as_json:
+        print(json.dumps({"run": str(folder), "jobs": jobs}))
+        return
+    print(f"{folder.name}: {jobs} jobs submitted")
+    for verb in ("status", "report", "cancel"):
+        print(f"  flgbench {verb} {folder.name} --out {out}")
+
+
+def show_plan(settings: Any, out: Path, as_json: bool, profile: Any, max_jobs: int | None) -> None:
+    """Every step of a run, and with a cluster's `profile` the arrays they would be submitted in."""
+    from flgbench import run as work
+    from flgbench.runner import initial_status
+
+    arrays: list[dict[str, Any]] = []
+    if profile is None:
+        steps, store = work.prepare(settings, out)
+    else:
+        from slurm import cluster
+
+        settings, steps, store, arrays = cluster.preview(settings, out, profile, max_jobs)
+    status = initial_status(steps, store)
+    if as_json:
+        states = {k: s.state for k, s in status.items()}
+        more = {"arrays": arrays} if profile is not None else {}
+        print(json.dumps(work.plan_record(steps, settings) | {"status": states} | more))
+        return
+    work.print_plan(steps, status)
+    for number, array in enumerate(arrays):
+        print(f"array {number}: {len(array['steps'])} {array['kind']}, sbatch {' '.join(array['sbatch'])}")
+        if array["index_to_index"] is not None:
+            print(f"  each task after its own of array {array['index_to_index']}")
+        if array["after"]:
+            print(f"  all after {' '.join(array['after'])}")
+
+
+def show_summary(folder: Path) -> None:
+    """The main table of a finished run, as text."""
+    path = folder / "report" / "tables" / "summary.txt"
+    if path.exists():
+        print(path.read_text())

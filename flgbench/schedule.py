@@ -1,0 +1,71 @@
+"""Which of the ready steps goes first: the one whose chain is longest (critical path first). Pure functions of a plan."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+
+from flgbench.plan import Plan, Step
+
+Seconds = Callable[[Step], float]
+CLIP = 12.0  # measuring or encoding one clip, in network passes
+WARM_UP = 5  # timed clips of a latency step besides its conditions
+
+
+def estimate(step: Step) -> float:
+    """Rough work of a step in network passes of one clip: only ratios matter, and nothing is measured for it."""
+    told = step.settings
+    clips = told.get("conditions", 0) + 7 * told.get("repeated_conditions", 0)
+    if step.kind == "train":
+        return told["loop"]["budget"] if "loop" in told else 700.0
+    if step.kind == "sample":
+        return clips * (CLIP / 4 + _passes(told.get("sampler")))
+    if step.kind == "latency":
+        return 1.5 * (told["pairs"] + WARM_UP) * sum(_passes(s) + CLIP / 2 for s in told["samplers"].values())
+    return CLIP * told.get("count", 64)
+
+
+def _passes(sampler: dict | None) -> float:
+    if sampler is None:
+        return 0.0
+    return sampler["num_inference_steps"] * (2 if sampler["guidance_scale"] != 1 else 1)
+
+
+def remaining(plan: Plan, seconds: Seconds = estimate) -> dict[str, float]:
+    """Step -> length of the longest chain that begins with it."""
+    longest: dict[str, float] = {}
+    after: dict[str, float] = {}  # the longest chain among a step's children
+    for key, step in reversed(plan.steps.items()):
+        longest[key] = seconds(step) + after.get(key, 0.0)
+        for parent in step.inputs.values():
+            after[parent] = max(after.get(parent, 0.0), longest[key])
+    return longest
+
+
+def makespan(plan: Plan, slots: int, seconds: Seconds, priority: dict[str, float] | None = None) -> float:
+    """When the last step ends on `slots` equal machines, each of which takes the ready step of highest priority."""
+    priority = priority or remaining(plan, seconds)
+    children: dict[str, list[str]] = {key: [] for key in plan.steps}
+    waits = {key: len(set(step.inputs.values())) for key, step in plan.steps.items()}
+    for key, step in plan.steps.items():
+        for parent in set(step.inputs.values()):
+            children[parent].append(key)
+    ready = [(-priority[key], key) for key, count in waits.items() if count == 0]
+    heapq.heapify(ready)
+    running: list[tuple[float, str]] = []
+    now = 0.0
+    while ready or running:
+        while ready and len(running) < slots:
+            key = heapq.heappop(ready)[1]
+            heapq.heappush(running, (now + seconds(plan.steps[key]), key))
+        now, done = heapq.heappop(running)
+        for child in children[done]:
+            waits[child] -= 1
+            if waits[child] == 0:
+                heapq.heappush(ready, (-priority[child], child))
+    return now
+
+
+def lower_bound(plan: Plan, slots: int, seconds: Seconds) -> float:
+    """No schedule is shorter: max(critical path, work / slots)."""
+    return max(max(remaining(plan, seconds).values()), sum(map(seconds, plan.steps.values())) / slots)
