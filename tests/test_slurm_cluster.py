@@ -143,7 +143,7 @@ def test_requests_that_cannot_be_met(slurm: None, flgbench: Flgbench, tmp_path: 
     assert len(check_profile(PROFILE, profiles.KINDS)) == len(profiles.KINDS)
     wrong = {
         "partition = 'gpu'": "no partition 'gpu'",
-        "gpus = 3": "asks for 3 GPUs a node, and partition 'debug' has at most 2",
+        "cpus = 3": "asks for 3 CPUs a node, and partition 'debug' has at most 2",
         "[kinds.sample]\nmemory_gb = 99": "sample: asks for 99 GB",
         "constraint = 'h100'": "Invalid feature",
     }
