@@ -194,6 +194,18 @@ def test_main_object_without_a_second_one() -> None:
     assert np.isnan(values["observed_colour2"]) and values["presence"] == 1
 
 
+@pytest.mark.parametrize(("share", "present"), [(0.35, 1.0), (1.0, 0.0)])
+def test_a_second_object_of_a_mixed_hue_is_there(share: float, present: float) -> None:
+    """Painted with `share` of the main object's colour: models mix hues. A copy in that very colour is no second object."""
+    orange = shapes.draw_factors("test", range(64))
+    orange = dataclasses.replace(orange, colour=np.full(64, 1), colour2=np.full(64, 0))  # orange, and red
+    bare = shapes.render(dataclasses.replace(orange, offset2=np.full(64, -100.0))).float()
+    red_orange = torch.from_numpy(share * shapes.PALETTE[1] + (1 - share) * shapes.PALETTE[0])
+    coverage = shapes.masks(orange)[1][..., None]
+    painted = (bare + coverage * (red_orange - bare)).round().to(torch.uint8)
+    assert abs(float(measure(painted, orange)["second_present"].mean()) - present) <= 0.03
+
+
 def test_fading() -> None:
     fade = torch.linspace(1, 0.2, 17).view(1, -1, 1, 1, 1)
     values = score(as_video(BACKGROUND + (REAL - BACKGROUND) * fade))

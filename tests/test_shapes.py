@@ -47,7 +47,7 @@ def other_hidden(factors: shapes.Factors) -> shapes.Factors:
         entry=(factors.entry + 1) % 3,
         shape2=(factors.shape2 + 1) % 4,
         colour2=(factors.colour2 + 1 + ((factors.colour2 + 1) % 8 == factors.colour)) % 8,
-        offset2=72 - factors.offset2,
+        offset2=shapes.SIZE - factors.offset2,
     )
 
 
@@ -157,6 +157,15 @@ def test_main_object_stays_whole_in_the_frame(few: shapes.Factors, many: shapes.
     main, _ = shapes.masks(few)
     whole = shapes.atlas()[few.shape, few.size, 0, 0].sum((1, 2))[:, None].expand(-1, 17)
     torch.testing.assert_close(main.sum((2, 3)), whole, rtol=0.01, atol=0)
+
+
+def test_the_two_objects_seldom_touch(many: shapes.Factors) -> None:
+    """Nearer than the sum of their radii at any time; and the second one's whole path lies inside, border lanes or not."""
+    apart = np.linalg.norm(shapes.trajectory(many) - shapes.trajectory2(many), axis=-1)
+    touch = apart < np.array(shapes.RADII)[many.size][:, None] + shapes.RADII[0]
+    assert touch.any(1).mean() < 0.04
+    radius = 1.45 * shapes.RADII[0]
+    assert (many.offset2 > radius).all() and (many.offset2 < shapes.SIZE - radius).all()
 
 
 def test_masks_are_what_is_drawn(few: shapes.Factors) -> None:

@@ -5,6 +5,7 @@ direction and speed. Two things they do not tell, because without uncertainty a 
 
 * at frame 8 the object turns by 0, +90, 180 or -90 degrees (`turn`, law `LAWS["turn"]`);
 * a second, small object of another colour enters from a random side at a random time (`side`, `entry`, `shape2`, `colour2`).
+  It keeps to the half of the frame that the turn does not happen in, so that the two seldom touch.
 
 Everything is a pure function of (split, index): a counter-based hash replaces random state, so any batch of any order
 gives the same clips. Objects are composited from an anti-aliased atlas at 1/8 pixel, so stored centroids are exact.
@@ -34,6 +35,7 @@ ENTRY_FRAMES = (0, 4, 8)  # it moves from the next frame on, first outside the p
 RADII = (5.0, 6.75, 8.5)  # pixels; the radius of the circle, other shapes have about the same area
 PIXELS_PER_FRAME = (0.75, 1.25, 1.75)
 SECOND_SPEED = 2.75  # pixels per frame, straight in
+LANE, LANE_WIDTH = 8.0, 8.0  # pixels: distance of its path from the edge of the frame that it runs along
 PALETTE = np.array(
     [
         (230, 50, 50),
@@ -126,6 +128,8 @@ def draw_factors(split: str, indices: Sequence[int] | np.ndarray) -> Factors:
     margin = (_extent(size) + travel)[:, None]
     middle = margin + u[:, 5:7] * (SIZE - 2 * margin)
     start = middle - travel[:, None] * direction_vector(45.0 * direction)
+    side = pick(9, 4)
+    beside = np.where(side < 2, middle[:, 1], middle[:, 0])  # across the second object's path
     return Factors(
         index=indices,
         shape=shape,
@@ -135,12 +139,12 @@ def draw_factors(split: str, indices: Sequence[int] | np.ndarray) -> Factors:
         speed=speed,
         background=pick(7, 3),
         turn=pick(8, 4),
-        side=pick(9, 4),
+        side=side,
         entry=pick(10, 3),
         shape2=pick(11, 4),
         colour2=(colour + 1 + pick(12, 7)) % 8,
         start=start,
-        offset2=8 + u[:, 13] * (SIZE - 16),
+        offset2=np.where(beside < SIZE / 2, SIZE - LANE - LANE_WIDTH * u[:, 13], LANE + LANE_WIDTH * u[:, 13]),
         look=u[:, 14:20],
         words=u[:, 20:28],
     )

@@ -12,6 +12,7 @@ from flgbench.metrics.tracking import Track, areas, extent, harden, mean_shift, 
 
 _COLOUR_DISTANCE = 75.0  # RGB distance to a palette entry that still counts as that colour
 _EXTENT = float(extent(np.zeros(1, np.int64))[0])  # pixels from its centre to its farthest corner
+_BEYOND = 4.0  # pixels from the main object's farthest corner where nothing can belong to it
 _COMPANY = 3  # of a pixel's 8 neighbours that must have its colour
 _FIRST_PIXELS = 8  # pixels that make a first appearance
 _FIRST_DELAY = 2  # frames between the start of the entry and a first appearance of that many pixels
@@ -24,15 +25,20 @@ def _enough() -> float:
     return 0.4 * float(areas()[:, 0].min())
 
 
-def _blobs(video: torch.Tensor, track: Track, colour: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels (N, T, 8) and centroid (N, T, 8, 2) of each palette colour that is not the main object's."""
+def _blobs(video: torch.Tensor, track: Track, colour: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels (N, T, 8) and centroid (N, T, 8, 2) of each palette colour in what is not the main object.
+
+    Near the main object its own colour does not count, for it may be its edge. Farther off it does: models mix colours,
+    and an orange-red second object beside an orange one is there, though its nearest palette entry may be orange.
+    """
     frames, colours = video.shape[1], len(shapes.PALETTE)
     n, t, y, x = torch.nonzero(track.foreign, as_tuple=True)
     away, nearest = torch.cdist(video[n, t, y, x].float(), torch.from_numpy(shapes.PALETTE)).min(1)
     followed = np.linalg.norm(track.reference[:, :, None] - shapes.PALETTE, axis=-1).argmin(-1)
-    keep = (
-        (away < _COLOUR_DISTANCE) & (nearest != torch.from_numpy(colour)[n]) & (nearest != torch.from_numpy(followed)[n, t])
-    )
+    other = (nearest != torch.from_numpy(colour)[n]) & (nearest != torch.from_numpy(followed)[n, t])
+    from_main = torch.stack([x, y], 1) + 0.5 - torch.from_numpy(track.centre).float()[n, t]
+    reach = torch.from_numpy(extent(size) + _BEYOND).float()[n]
+    keep = (away < _COLOUR_DISTANCE) & (other | (from_main.norm(dim=1) > reach))  # NaN, where it is lost, is not beyond
     n, t, y, x, nearest = n[keep], t[keep], y[keep], x[keep], nearest[keep]
     # Only pixels with company of their own colour: random coloured noise is no object. The border of -1 saves a check.
     label = torch.full((len(video), frames, shapes.SIZE + 2, shapes.SIZE + 2), -1, dtype=torch.int8)
@@ -90,7 +96,7 @@ def measure_second(
     its side is the frame's nearest edge then; what appears in the middle of the frame came from no side.
     """
     rows = np.arange(len(video))
-    pixels_all, centre_all = _blobs(video, track, colour)
+    pixels_all, centre_all = _blobs(video, track, colour, size)
     colour2 = pixels_all[:, -_LAST:].max(1).argmax(1)
     pixels, centre = pixels_all[rows, :, colour2], centre_all[rows, :, colour2]
     present = pixels[:, -_LAST:].max(1) >= _enough()

@@ -5,8 +5,10 @@ The result is committed beside the weights as `gates.json`; `flgbench pretrain -
 
 from __future__ import annotations
 
-import json
+import multiprocessing
 import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,10 @@ from flgbench.metrics import sets
 from flgbench.metrics.stats import bootstrap_mean
 from flgbench.metrics.truth import measure
 from flgbench.models.base import VideoModel
+from flgbench.models.families import HASHES
 from flgbench.models.wanx import WanX
 from flgbench.sampling import SamplerSettings, generate
+from flgbench.store import sha256, write_json
 
 # name -> (metric, statistic, comparison, limit): what a teacher must reach with Euler 50 x CFG
 TEACHER_GATES = {
@@ -38,47 +42,61 @@ TEACHER_GATES = {
     "hidden entry": ("hidden_tv_entry", "value", "<=", 0.15),
 }
 MIDDLE = (4, 5, 6)
+TEACHER, PRUNED, ROUND_TRIP = "euler 50 x CFG", "3 middle blocks deleted", "vae round trip"
 
 
-def weaker_samplers(preset) -> dict[str, SamplerSettings]:
-    """The teacher with fewer and fewer steps, and the few-step sampler on the untrained teacher."""
+def row_samplers(preset) -> dict[str, SamplerSettings]:
+    """The teacher as it is used, with fewer and fewer steps, and with the few-step sampler that it was not trained for."""
     euler = {f"euler {n}": SamplerSettings(num_inference_steps=n, shift=preset.shift) for n in (50, 8, 4, 2, 1)}
-    return euler | {"renoise 4": SamplerSettings(kind="renoise", num_inference_steps=4, shift=preset.shift)}
+    renoise = SamplerSettings(kind="renoise", num_inference_steps=4, shift=preset.shift)
+    guided = preset.teacher_sampler()
+    return {TEACHER: guided, PRUNED: guided, **euler, "renoise 4": renoise}
 
 
 def measure_gates(family: Family, conditions: int, folder: Path) -> dict[str, Any]:
     """Measure everything on `conditions` held-out clips and write `folder/gates.json` (not part of the hashes)."""
     began = time.time()
     model, preset = WanX.load(folder), family.preset("tiny")
-    factors = shapes.draw_factors("validation", np.arange(conditions))
-    video = shapes.render(factors)
-    condition = model.condition(video[:, 0], shapes.captions(factors))
-    guided = preset.teacher_sampler()
-    rows: dict[str, dict[str, Any]] = {"real": _summary(measure(video, factors))}
-    rows["vae round trip"] = _summary(measure(_round_trip(model, video), factors))
-    rows["vae round trip"]["psnr"] = _psnr(_round_trip(model, video), video)
-    rows["euler 50 x CFG"] = _sampled(model, condition, guided, factors)
-    for name, sampler in weaker_samplers(preset).items():
-        rows[name] = _sampled(model, condition, sampler, factors)
-    rows["3 middle blocks deleted"] = _sampled(model.without_blocks(MIDDLE), condition, guided, factors)
+    names = [*row_samplers(preset), ROUND_TRIP, "real"]  # the long ones first
+    measure_one = partial(_row, family=family, conditions=conditions, folder=folder)
+    # A process a core with one thread each: small networks leave half of two cores idle otherwise.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(environment.cores(), context, torch.set_num_threads, (1,)) as pool:
+        rows = dict(zip(names, pool.map(measure_one, names), strict=True))
     decode = _decode_seconds(model)
-    gates = {name: _judge(rows["euler 50 x CFG"], *gate) for name, gate in TEACHER_GATES.items()}
-    psnr = rows["vae round trip"]["psnr"]
+    gates = {name: _judge(rows[TEACHER], *gate) for name, gate in TEACHER_GATES.items()}
+    psnr = rows[ROUND_TRIP]["psnr"]
     gates["VAE round trip PSNR"] = {"value": psnr, "limit": ">= 30", "passed": psnr >= 30}
-    share = decode / _denoise_seconds(model, condition, guided)
+    share = decode / _denoise_seconds(model, preset.teacher_sampler())
     gates["decode / denoise"] = {"value": share, "limit": "<= 0.1", "passed": share <= 0.1}
     result = {
         "command": f"flgbench pretrain --model {family.name} --gates --conditions {conditions}",
+        "weights": sha256(folder / HASHES),
         "conditions": conditions,
         "split": "validation",
         "passed": all(g["passed"] for g in gates.values()),
         "gates": gates,
-        "rows": rows,
+        "rows": {name: rows[name] for name in ("real", ROUND_TRIP, *row_samplers(preset))},
         "seconds": round(time.time() - began, 1),
         "environment": environment.facts(),
     }
-    (folder / "gates.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_json(folder / "gates.json", result)
     return result
+
+
+def _row(name: str, family: Family, conditions: int, folder: Path) -> dict[str, Any]:
+    """What the gates' table says of one row."""
+    factors = shapes.draw_factors("validation", np.arange(conditions))
+    video = shapes.render(factors)
+    if name == "real":
+        return _summary(measure(video, factors))
+    model = WanX.load(folder)
+    if name == ROUND_TRIP:
+        through = torch.cat([model.decode(model.encode_video(v)) for v in video.split(16)])
+        return _summary(measure(through, factors)) | {"psnr": _psnr(through, video)}
+    condition = model.condition(video[:, 0], shapes.captions(factors))
+    sampler = row_samplers(family.preset("tiny"))[name]
+    return _sampled(model.without_blocks(MIDDLE) if name == PRUNED else model, condition, sampler, factors)
 
 
 def _judge(row: dict[str, Any], metric: str, statistic: str, comparison: str, limit: float) -> dict[str, Any]:
@@ -107,16 +125,12 @@ def _summary(measured: dict[str, np.ndarray]) -> dict[str, Any]:
 
 def _sampled(model: VideoModel, condition, sampler: SamplerSettings, factors) -> dict[str, Any]:
     videos = []
-    for start in range(0, len(factors), 16):
-        part = slice(start, min(start + 16, len(factors)))
+    for start in range(0, len(factors), 4):
+        part = slice(start, min(start + 4, len(factors)))
         ids = [(i, 0) for i in range(part.start, part.stop)]
         latents, _ = generate(model, condition.select(part), ids, sampler)
         videos.append(model.decode(latents))
     return _summary(measure(torch.cat(videos), factors))
-
-
-def _round_trip(model: VideoModel, video: torch.Tensor) -> torch.Tensor:
-    return torch.cat([model.decode(model.encode_video(v)) for v in video.split(16)])
 
 
 def _psnr(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -140,6 +154,7 @@ def _decode_seconds(model: VideoModel) -> float:
     return _median_seconds(lambda: model.decode(latents), 5)
 
 
-def _denoise_seconds(model: VideoModel, condition, sampler: SamplerSettings) -> float:
-    one = condition.select(slice(0, 1))
+def _denoise_seconds(model: VideoModel, sampler: SamplerSettings) -> float:
+    factors = shapes.draw_factors("validation", [0])
+    one = model.condition(shapes.render(factors)[:, 0], shapes.captions(factors))
     return _median_seconds(lambda: generate(model, one, [(0, 0)], sampler), 3)
