@@ -60,6 +60,7 @@ ACCURACY = (
     _quality("shape", "Shape"),
     _quality("direction", "Direction"),
     _quality("second_present", "Second"),
+    _quality("second_colour", "Its colour"),
 )
 FIDELITY = (
     _quality("turn_error", "Turn error", "px", 1, 2, "low"),

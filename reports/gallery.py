@@ -15,7 +15,7 @@ from reports.filmstrip import sentence
 
 FPS = 8
 BUDGET = 16 * 2**20  # bytes of base64 for all clips; the whole page stays under 25 MB
-MARKS = ("presence", "colour", "shape", "direction", "second_present")
+MARKS = ("presence", "colour", "shape", "direction", "second_present", "second_colour")
 
 
 def sprite(video: np.ndarray, lossless: bool = True) -> bytes:

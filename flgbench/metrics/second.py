@@ -8,9 +8,11 @@ import numpy as np
 import torch
 
 from flgbench.data import shapes
-from flgbench.metrics.tracking import Track, areas, extent, harden, mean_shift, overlap
+from flgbench.metrics.tracking import Track, areas, core_colour, extent, harden, mean_shift, overlap
 
 _COLOUR_DISTANCE = 75.0  # RGB distance to a palette entry that still counts as that colour
+_CORE_DISTANCE = 60.0  # the same for the mean of its core, as for the main object
+_COLOUR_FRAMES = 0.8  # share of the frames that show it; it is small, and its first and last ones are cut
 _EXTENT = float(extent(np.zeros(1, np.int64))[0])  # pixels from its centre to its farthest corner
 _BEYOND = 4.0  # pixels from the main object's farthest corner where nothing can belong to it
 _COMPANY = 3  # of a pixel's 8 neighbours that must have its colour
@@ -61,6 +63,23 @@ def _blobs(video: torch.Tensor, track: Track, colour: np.ndarray, size: np.ndarr
     return pixels.reshape(len(video), frames, colours), mean.reshape(len(video), frames, colours, 2)
 
 
+def _keeps_colour(
+    video: torch.Tensor, pixels: np.ndarray, centre: np.ndarray, colour2: np.ndarray, colour: np.ndarray
+) -> np.ndarray:
+    """Whether the second object has one palette colour, not the main one's, in nearly all frames that show enough of it.
+
+    `pixels` (N, T, 8) and `centre` (N, T, 8, 2) are of all colours; `colour2` (N,) is what it ends as, `colour` (N,) the
+    main object's.
+    """
+    most = pixels.argmax(-1)
+    there = np.take_along_axis(centre, most[..., None, None], 2)[:, :, 0]
+    shown = pixels.max(-1) >= _enough()
+    core = core_colour(video, there, np.zeros(len(video), np.int64))
+    away = np.linalg.norm(core - shapes.PALETTE[colour2][:, None], axis=-1)
+    right = shown & (most == colour2[:, None]) & (away <= _CORE_DISTANCE)  # NaN is not right
+    return (colour2 != colour) & (right.sum(1) >= _COLOUR_FRAMES * np.maximum(shown.sum(1), 1))
+
+
 def _shape(
     video: torch.Tensor,
     background: torch.Tensor,
@@ -90,7 +109,7 @@ def _shape(
 def measure_second(
     video: torch.Tensor, background: torch.Tensor, track: Track, colour: np.ndarray, size: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """`second_present` and what is observed of it, each float64 (N,); NaN where it cannot be told.
+    """`second_present`, `second_colour` and what is observed of it, each float64 (N,); NaN where it cannot be told.
 
     `colour` and `size` (N,) are the main object's. The entry is dated by the first two frames in a row that show it,
     its side is the frame's nearest edge then; what appears in the middle of the frame came from no side.
@@ -111,6 +130,7 @@ def measure_second(
     visible = present & shown.any(1)
     return {
         "second_present": present.astype(np.float64),
+        "second_colour": (present & _keeps_colour(video, pixels_all, centre_all, colour2, colour)).astype(np.float64),
         "observed_side": np.where(visible & (depth.min(1) <= 2 * _EXTENT), depth.argmin(1), np.nan),
         "observed_entry": np.where(visible, entry, np.nan),
         "observed_colour2": np.where(present, colour2, np.nan),

@@ -50,7 +50,10 @@ METRICS: dict[str, MetricInfo] = {
     "sharpness_ratio": MetricInfo("ratio", None, "edge response of the main object over that of the true object", 1.0),
     "flicker": MetricInfo("grey levels", False, "mean absolute second time difference of background luminance", 0.0),
     "second_present": MetricInfo(
-        "share", True, "an object of another palette colour is seen in one of the last 3 frames", 1.0
+        "share", True, "an object besides the main one, in whatever hue, is seen in one of the last 3 frames", 1.0
+    ),
+    "second_colour": MetricInfo(
+        "share", True, "it is there and its core has one palette colour, another than the main one's, nearly always", 1.0
     ),
     "observed_turn": MetricInfo("class", None, "turn seen after frame 8 (index into shapes.TURNS)", None),
     "observed_side": MetricInfo("class", None, "side the second object came from (index into shapes.SIDES)", None),

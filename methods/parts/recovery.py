@@ -29,7 +29,7 @@ class RecoverySettings(Settings):
     lr: float = Field(5e-4, gt=0, description="INFERRED at this scale; the paper trains 14B at 1e-5")
     shift: float = Field(3.0, gt=0, description="INFERRED: training times are uniform, then shifted as the teacher's")
     drift_limit: float = Field(
-        1.5, gt=1, description="INFERRED: the stage fails when the dense loss is twice running this many times the teacher's"
+        2.5, gt=1, description="INFERRED: the stage fails when the dense loss is twice running this many times the teacher's"
     )
 
 

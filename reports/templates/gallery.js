@@ -5,7 +5,7 @@ document.addEventListener("DOMContentLoaded", () => {
   const play = document.getElementById("play"), scrub = document.getElementById("scrub"), speed = document.getElementById("speed");
   const counter = document.getElementById("frame"), difference = document.getElementById("difference"), size = document.getElementById("size");
   const N = data.size, clips = [];
-  const names = { presence: "object", colour: "colour", shape: "shape", direction: "direction", second_present: "second" };
+  const names = { presence: "object", colour: "colour", shape: "shape", direction: "direction", second_present: "second", second_colour: "its colour" };
   let frame = 0, playing = !matchMedia("(prefers-reduced-motion: reduce)").matches, last = 0;
 
   function element(tag, parent, text, className) {
