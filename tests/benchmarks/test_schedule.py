@@ -13,13 +13,13 @@ import pytest
 
 from flgbench.plan import Plan, RunSettings, Step, plan
 from flgbench.registry import registry
-from flgbench.schedule import lower_bound, makespan
+from flgbench.schedule import lower_bound, makespan, remaining
 
 MEASURED = Path(__file__).parents[2] / "reports" / "measured" / "steps.json"
 CELLS = 10_000
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def many() -> Iterator[RunSettings]:
     """DMD2 with ten thousand learning rates."""
     names = [f"copy{i}" for i in range(CELLS)]
@@ -62,8 +62,6 @@ def test_makespan_of_the_default_plan(benchmark, default: tuple[Plan, dict[str, 
 
     def seconds(step: Step) -> float:
         return measured[step.key]
-
-    from flgbench.schedule import remaining
 
     priority = remaining(made)
     length = benchmark.pedantic(makespan, args=(made, slots, seconds, priority), rounds=1)
