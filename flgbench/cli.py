@@ -260,6 +260,8 @@ def pretrain(
     conditions: Annotated[int, typer.Option(min=8, help="Held-out conditions of the gates.")] = 256,
 ) -> None:
     """Train the tiny teacher again (hours on two cores), or measure its gates."""
+    if gates and continue_from is not None:
+        raise UsageError("--gates trains nothing: leave out --continue-from")
     from flgbench.registry import registry
 
     family = registry("families").get(model)()

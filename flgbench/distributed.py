@@ -23,12 +23,6 @@ def processes() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def barrier() -> None:
-    """Wait until every process is here."""
-    if processes() > 1:
-        dist.barrier()
-
-
 def first_says(flag: bool) -> bool:
     """The first process's `flag`, in every process: clocks differ."""
     if processes() == 1:
@@ -60,6 +54,8 @@ def shard(modules: Mapping[str, nn.Module], optimizers: Iterable[torch.optim.Opt
 
 def reshard(modules: Iterable[nn.Module]) -> None:
     """Back to shards, for a module whose last pass had no backward: `parameters()` would give its gathered weights."""
+    if processes() == 1:
+        return
     for module in modules:
         for part in module.modules():
             if isinstance(part, FSDPModule):

@@ -158,10 +158,10 @@ def test_local_runner_isolates_failures(probe: None, store: Store) -> None:
 
 
 def test_each_slot_sees_its_own_gpu() -> None:
-    with new_pool(3, ["4", "7"]) as pool:
-        # Each worker sleeps, so that none takes two of the calls.
-        seen = list(pool.map(_device_after, [0.7] * 3))
-    assert sorted(seen) == ["4", "4", "7"]
+    with new_pool(2, ["4", "7"]) as pool:
+        # Each call outlasts the start of a worker, so that none takes both.
+        seen = list(pool.map(_device_after, [3.0] * 2))
+    assert sorted(seen) == ["4", "7"]
 
 
 def _device_after(seconds: float) -> str:
