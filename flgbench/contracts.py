@@ -98,6 +98,14 @@ class Method(ABC):
     def sampler(self) -> SamplerSettings:
         """How the student is sampled."""
 
+    def keeps_network(self) -> bool:
+        """Whether the student differs from the teacher in its weights only.
+
+        Weights do not decide how long a pass takes: such a student is timed with the teacher's, and its latency waits
+        for no training.
+        """
+        return False
+
 
 @dataclass(frozen=True)
 class EvaluationBatch:

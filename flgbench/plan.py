@@ -48,6 +48,7 @@ class Cell:
     inferred: list[dict[str, Any]]
     stages: list[tuple[str, str]]  # (stage name, step key)
     student: str | None  # key of the step that holds the student
+    timed: str | None  # the same where the student's network is not the teacher's: only then its latency needs it
     sample: str
     quality: str
 
@@ -120,12 +121,12 @@ def plan(run: RunSettings, hardware: Mapping[str, Any]) -> Plan:
         sample, quality = measure(name, producer, None)
         shown = _record(sampler) if sampler else {}
         notes = [{"setting": k, "value": shown[k], "note": note} for k, note in cls.inferred.items()]
-        cells.append(Cell(name, cls.label, cls.kind, "none", cls.changes, sampler, shown, notes, [], None, sample, quality))
+        cells.append(Cell(name, cls.label, cls.kind, "none", cls.changes, sampler, shown, notes, [], None, None, sample, quality))
     for name in run.methods:
         cells.append(_method_cell(run, name, preset, place, {"teacher": teacher, "data": training}, add, measure))
 
     timed = {c.name: c for c in cells if c.sampler is not None}
-    students = {f"student:{c.name}": c.student for c in timed.values() if c.student}
+    students = {f"student:{c.name}": c.timed for c in timed.values() if c.timed}
     samplers = {c.name: _record(c.sampler) for c in timed.values() if c.sampler}
     reference = next((c.name for c in cells if c.kind == "reference"), None)
     latency_settings = place | {
@@ -183,6 +184,7 @@ def _method_cell(run: RunSettings, name: str, preset: FamilyPreset, place: dict,
         inferred,
         list(keys.items()),
         student,
+        None if method.keeps_network() else student,
         sample,
         quality,
     )

@@ -158,6 +158,7 @@ def run_local(
 
 def new_pool(slots: int, gpus: Sequence[str] = ()) -> ProcessPoolExecutor:
     """`slots` worker processes; each sees one of `gpus`, in turn."""
+    environment.keep_memory()
     context = multiprocessing.get_context("spawn")
     devices = None
     if gpus:

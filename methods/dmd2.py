@@ -24,3 +24,6 @@ class DMD2(Method):
 
     def sampler(self) -> SamplerSettings:
         return SamplerSettings(kind="renoise", num_inference_steps=self.settings.steps, shift=self.settings.shift)
+
+    def keeps_network(self) -> bool:
+        return True

@@ -35,3 +35,6 @@ class LCM(Method):
     def sampler(self) -> SamplerSettings:
         distill = self.settings.distill
         return SamplerSettings(kind="renoise", num_inference_steps=distill.steps, shift=distill.shift)
+
+    def keeps_network(self) -> bool:
+        return self.settings.keep == 1

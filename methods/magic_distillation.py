@@ -35,3 +35,6 @@ class MagicDistillation(Method):
     def sampler(self) -> SamplerSettings:
         match = self.settings.match
         return SamplerSettings(kind="renoise", num_inference_steps=match.steps, shift=match.shift)
+
+    def keeps_network(self) -> bool:
+        return self.settings.keep == 1

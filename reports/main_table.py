@@ -106,7 +106,10 @@ def speed(run: RunData) -> Table:
         rows.append(Row(cell.cell, cell.label, cell.kind, entries))
     high = [Shown(key, "", "", 1, 2, "high", "") for key in ("nominal", "denoise", "end_to_end")]
     legend = LEGEND.replace("clustered by condition", "order statistics for medians, paired by condition for speed-ups")
-    caption = "Speed. Latencies are medians for one clip; speed-ups are over the reference."
+    caption = (
+        "Speed. Latencies are medians for one clip; speed-ups are over the reference. A student that has the teacher's "
+        "network is timed with the teacher's weights: they do not decide how long a pass takes."
+    )
     return _ranked("speed", "Speed", caption, columns, rows, [*latency, *high], legend)
 
 

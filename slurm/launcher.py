@@ -12,6 +12,7 @@ from typing import Any
 
 import submitit
 
+from flgbench import environment
 from flgbench.errors import UsageError
 from flgbench.plan import Plan
 from flgbench.schedule import remaining
@@ -104,7 +105,11 @@ def parameters(array: Array, profile: Profile, after: str | None, max_jobs: int 
         "signal_delay_s": profile.signal_seconds,
         "array_parallelism": max_jobs or len(array.keys),
         # PYTHONSAFEPATH: or the folder that `run` was called in, perhaps another checkout, would come first.
-        "setup": [*array.resources.setup, f"export PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(path)}"],
+        "setup": [
+            f"export GLIBC_TUNABLES={environment.MALLOC}",
+            *array.resources.setup,
+            f"export PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(path)}",
+        ],
         "dependency": after,
         # Without kill-on-invalid-dep the children of a failed parent stay in the queue for ever.
         "additional_parameters": options | {"kill-on-invalid-dep": "yes", "requeue": True},

@@ -57,9 +57,23 @@ def test_groups_of_names() -> None:
 def test_a_setting_changes_only_what_depends_on_it() -> None:
     before, after = make_plan(), make_plan(method_settings={"dmd2": {"lr": 1e-6}})
     gone = {(s.kind, s.name) for k, s in before.steps.items() if k not in after.steps}
-    assert gone == {("train", "match"), ("sample", "dmd2"), ("quality", "dmd2"), ("latency", "interleaved")}
+    assert gone == {("train", "match"), ("sample", "dmd2"), ("quality", "dmd2")}
     assert stages(before, "dmd2") != stages(after, "dmd2")
     assert stages(before, "fastlightgen") == stages(after, "fastlightgen")
+
+
+def test_latency_waits_for_other_networks_only() -> None:
+    """Other weights take as long: a dense step student is timed with the teacher's, a pruned one with its own."""
+    methods = ("dmd2", "lcm", "magic_distillation", "fastlightgen", "icmd")
+    for settings, waits_for in (
+        ({}, {"fastlightgen", "icmd"}),
+        ({"lcm": {"keep": 0.7}}, {"fastlightgen", "icmd", "lcm"}),
+    ):
+        made = plan(RunSettings(methods=methods, baselines=("euler",), method_settings=settings), {})
+        latency = next(s for s in made.steps.values() if s.kind == "latency")
+        students = {f"student:{c.name}": c.student for c in made.cells if c.name in waits_for}
+        assert {k: v for k, v in latency.inputs.items() if k.startswith("student:")} == students
+        assert set(latency.settings["samplers"]) == {"euler", *methods}
 
 
 def test_an_ablation_of_stage_three_reuses_one_and_two() -> None:

@@ -1,8 +1,8 @@
 """Time all cells of a comparison in one process, interleaved condition by condition (evaluation.md 4.3).
 
 Per condition, in a seeded random order of cells: text and image encoding, denoising, decoding to uint8, each with the
-device synchronised on both sides. Warm-up repeats until three runs agree within 2 % (3 to 10 runs, and none more once a
-cell has taken `WARM_SECONDS`: a slow one has then made hundreds of passes). Batch 1.
+device synchronised on both sides. Warm-up repeats until three runs agree within 2 % (10 runs at most, and none more once
+a cell has taken `WARM_SECONDS`: a slow one has then made a hundred passes). Batch 1.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from flgbench.sampling import SamplerSettings, build_cache, generate
 from flgbench.steps.loading import load_denoiser, load_teacher, test_factors
 from flgbench.store import Store, write_json
 
-WARM_SECONDS = 4.0
-BATCHED_EVERY = 2  # conditions: batched guidance of the reference is a side figure
+WARM_SECONDS = 1.0
+BATCHED_EVERY = 4  # conditions: batched guidance of the reference is a side figure
 STAGES = ("text_s", "denoise_s", "decode_s", "end_to_end_s")
 
 
@@ -74,14 +74,14 @@ def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
     return {"process_peak_memory_mb": round(peak, 1), "teacher_parameters": teacher.n_parameters}
 
 
-def warm_up(once: Callable[[], dict[str, float]], least: int = 3, most: int = 10) -> dict[str, Any]:
+def warm_up(once: Callable[[], dict[str, float]], most: int = 10) -> dict[str, Any]:
     """Repeat until the last three end-to-end times agree within 2 %; returns the runs made and whether they agreed."""
     seconds: list[float] = []
     while True:
         seconds.append(once()["end_to_end_s"])
         last = seconds[-3:]
-        settled = len(seconds) >= least and max(last) <= 1.02 * min(last)
-        if settled or len(seconds) >= (least if sum(seconds) > WARM_SECONDS else most):
+        settled = len(last) == 3 and max(last) <= 1.02 * min(last)
+        if settled or len(seconds) == most or sum(seconds) > WARM_SECONDS:
             return {"runs": len(seconds), "settled": settled}
 
 

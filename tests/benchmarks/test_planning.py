@@ -57,7 +57,7 @@ def numbered(steps: list[dict]) -> Iterator[tuple[int, dict]]:
 
 @pytest.mark.parametrize("slots", [2, 4, 8, 16])
 def test_makespan_of_the_default_plan(benchmark, default: tuple[Plan, dict[str, float]], slots: int) -> None:
-    """On `slots` equal machines, by estimated priorities and measured times; wanted: at most 1.10 times the bound."""
+    """On `slots` equal machines, by estimated priorities and recorded step times."""
     made, measured = default
 
     def seconds(step: Step) -> float:
@@ -66,5 +66,5 @@ def test_makespan_of_the_default_plan(benchmark, default: tuple[Plan, dict[str, 
     priority = remaining(made)
     length = benchmark.pedantic(makespan, args=(made, slots, seconds, priority), rounds=1)
     least = lower_bound(made, slots, seconds)
-    assert length >= least * (1 - 1e-9)
+    assert least * (1 - 1e-9) <= length <= 1.10 * least
     benchmark.extra_info.update(makespan_s=round(length, 1), bound_s=round(least, 1), ratio=round(length / least, 4))
