@@ -121,7 +121,8 @@ def plan(run: RunSettings, hardware: Mapping[str, Any]) -> Plan:
         sample, quality = measure(name, producer, None)
         shown = _record(sampler) if sampler else {}
         notes = [{"setting": k, "value": shown[k], "note": note} for k, note in cls.inferred.items()]
-        cells.append(Cell(name, cls.label, cls.kind, "none", cls.changes, sampler, shown, notes, [], None, None, sample, quality))
+        told = (name, cls.label, cls.kind, "none", cls.changes, sampler, shown, notes)
+        cells.append(Cell(*told, stages=[], student=None, timed=None, sample=sample, quality=quality))
     for name in run.methods:
         cells.append(_method_cell(run, name, preset, place, {"teacher": teacher, "data": training}, add, measure))
 

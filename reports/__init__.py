@@ -21,6 +21,7 @@ BUILT_IN = {
     "importance": "reports.importance:build",
     "training_curves": "reports.training_curves:build",
     "filmstrip": "reports.filmstrip:build",
+    "claims": "reports.claims:build",
     "paper_numbers": "reports.paper_numbers:build",
 }
 PAGE = "page"

@@ -45,9 +45,7 @@ class Shown:
         return {"high": "↑", "low": "↓", "zero": "↓", "one": "→1"}.get(self.best or "", "")
 
 
-def _quality(
-    key: str, title: str, unit: str = "%", scale: float = 100, decimals: int = 1, best: Best = "high"
-) -> Shown:
+def _quality(key: str, title: str, unit: str = "%", scale: float = 100, decimals: int = 1, best: Best = "high") -> Shown:
     meaning = (METRICS | SET_METRICS)[key].description
     return Shown(key, title, unit, scale, decimals, best, meaning)
 

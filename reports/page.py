@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from reports import gallery, main_table, paper_numbers, waterfall
+from reports import claims, gallery, main_table, paper_numbers, waterfall
 from reports.aggregates import Estimate, Ratio, estimate, ordered_cells, speedups, verdict
 from reports.catalogue import ACCURACY, BY_KEY, FIDELITY, HEADLINE, LATENCY, seconds, times
 from reports.data import Cell, RunData
@@ -67,6 +67,7 @@ def content(run: RunData, out: Path, faults: dict[str, str]) -> dict[str, Any]:
         "stages": stage_rows(run),
         "explained": [(c, waterfall.explain(run, c)) for c in students],
         "figures": figures(run, out),
+        "claims": claims.claims(run),
         "paper": paper_tables(run),
         "inferred": [(c, i) for c in run.cells for i in c.inferred],
         "plot": plot(run),

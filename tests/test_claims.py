@@ -1,0 +1,95 @@
+"""The paper's claims: each verdict is reached, and only where the interval allows it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from reports.claims import Claim, build, claims, of_sweeps, outer_blocks_matter_most, quality_is_kept, speed
+from reports.data import COLUMNS, Cell, Importance, RunData, RunInfo
+
+CELLS = (
+    Cell(cell="euler", method="", label="Euler", kind="reference", status="done", sampler="euler", num_inference_steps=50),
+    Cell(
+        cell="fastlightgen", method="fastlightgen", label="FLG", kind="method", status="done", num_inference_steps=4
+    ),
+    Cell(cell="dmd2", method="dmd2", label="DMD2", kind="method", status="done", num_inference_steps=4),
+    Cell(cell="euler-4", method="", label="Euler 4", kind="baseline", status="done", sampler="euler", num_inference_steps=4),
+)  # fmt: skip
+
+
+def make_run(joint: dict[str, np.ndarray], seconds: dict[str, np.ndarray] | None = None) -> RunData:
+    """A run of made-up numbers: `joint` and `seconds` of denoising per condition, by cell."""
+    rows = []
+    for metric, unit, found in (("joint", "share", joint), ("denoise_s", "s", seconds or {})):
+        for cell, values in found.items():
+            for condition, value in enumerate(values):
+                rows.append(("run", cell, "", "wanx", "tiny", 0, condition, 0, metric, value, unit, True, "ok", None))
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    return RunData(Path(), RunInfo(name="test data"), CELLS, (), table)
+
+
+def coins(share: float, n: int) -> np.ndarray:
+    """`n` conditions of which `share` are right: exactly, spread evenly."""
+    return (np.arange(n) * share % 1 + share >= 1 - 1e-9).astype(float)
+
+
+def find(run: RunData, words: str) -> Claim:
+    (claim,) = [c for c in claims(run) if c.statement == words]
+    return claim
+
+
+@pytest.mark.parametrize(
+    ("student", "n", "verdict"), [(0.9, 400, "reproduced"), (0.5, 400, "contradicted"), (0.75, 12, "undecided")]
+)
+def test_quality_against_the_teacher(student: float, n: int, verdict: str) -> None:
+    run = make_run({"euler": coins(0.8, n), "fastlightgen": coins(student, n)})
+    (claim,) = quality_is_kept(run)
+    assert claim.verdict == verdict and claim.n == n
+    assert bool(claim.decides) == (verdict == "undecided")
+
+
+def test_a_larger_sample_decides_what_it_said_it_would() -> None:
+    small = find(make_run({"fastlightgen": coins(0.8, 20), "dmd2": coins(0.7, 20)}), "FastLightGen is better than DMD2")
+    assert small.verdict == "undecided" and small.decides.endswith("conditions, if the difference stays")
+    wanted = 2 * int(small.decides.split()[1])
+    large = make_run({"fastlightgen": coins(0.8, wanted), "dmd2": coins(0.7, wanted)})
+    assert find(large, "FastLightGen is better than DMD2").verdict == "reproduced"
+
+
+def test_every_few_step_student_is_compared_with_four_plain_steps() -> None:
+    run = make_run({"euler-4": coins(0.5, 200), "fastlightgen": coins(0.2, 200), "dmd2": coins(0.9, 200)})
+    assert find(run, "FLG is better than Euler 4").verdict == "contradicted"
+    assert find(run, "DMD2 is better than Euler 4").verdict == "reproduced"
+
+
+@pytest.mark.parametrize(("times", "verdict"), [(40, "reproduced"), (20, "contradicted"), (31.3, "undecided")])
+def test_speed(times: float, verdict: str) -> None:
+    noise = np.exp(np.random.default_rng(0).normal(0, 0.05, 20))
+    noise /= np.exp(np.log(noise).mean())
+    run = make_run({}, {"euler": np.ones(20), "fastlightgen": noise / times})
+    (claim,) = speed(run)
+    assert claim.verdict == verdict and claim.n == 20
+    assert f"{times}"[:2] in claim.statistic
+
+
+@pytest.mark.parametrize(
+    ("errors", "verdict"),
+    [((9, 1, 1, 1, 1, 8), "reproduced"), ((1, 9, 8, 7, 6, 5), "contradicted"), ((9, 1, 1, 1, 7, 6), "undecided")],
+)
+def test_u_shape(errors: tuple[float, ...], verdict: str) -> None:
+    run = replace(make_run({}), importance=Importance(blocks=tuple(range(6)), x0_error=errors))
+    (claim,) = outer_blocks_matter_most(run)
+    assert claim.verdict == verdict
+
+
+def test_nothing_measured_is_undecided_and_says_what_is_missing(tmp_path: Path) -> None:
+    run = make_run({})
+    assert {c.verdict for c in claims(run)} == {"undecided"} and all(c.decides for c in claims(run))
+    assert {c.verdict for c in of_sweeps(make_run({"dmd2": coins(0.5, 9)}))} == {"undecided"}
+    markdown, table = build(run, tmp_path)
+    assert len(pd.read_csv(table)) == len(claims(run)) == markdown.read_text().count("| undecided |")
