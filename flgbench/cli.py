@@ -33,6 +33,7 @@ from flgbench.options import (
 )
 from flgbench.printing import show_plan, show_submitted, show_summary
 from flgbench.status import as_text, find_run, step_lines, watched
+from flgbench.upkeep import EXAMPLES, check_metrics, doctor, pretrain
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -219,68 +220,8 @@ def list_(kind: Annotated[Kind, typer.Argument()] = Kind.methods, as_json: AsJso
         print(f"{name:20} {description}")
 
 
-@app.command(epilog="Example:  flgbench doctor --json")
-def doctor(as_json: AsJson = False) -> None:
-    """Versions, devices, weights and what is missing."""
-    from flgbench import environment
-    from flgbench.registry import registry
-
-    facts = environment.facts()
-    for name in registry("families").names():
-        family = registry("families").get(name)()
-        for scale in family.scales:
-            try:
-                family.load(scale)
-                facts[f"weights {name} {scale}"] = "ok"
-            except (UsageError, OSError) as error:
-                facts[f"weights {name} {scale}"] = str(error)
-    import shutil
-
-    facts["slurm"] = shutil.which("sbatch") or "no sbatch on PATH"
-    if as_json:
-        print(json.dumps(facts))
-        return
-    for key, value in facts.items():
-        print(f"{key:20} {value}")
-
-
-@app.command(
-    epilog="Examples:  flgbench pretrain --model wanx --work /scratch/wanx  |  flgbench pretrain --gates --conditions 64"
-)
-def pretrain(
-    model: Model = "wanx",
-    work: Annotated[Path, typer.Option(help="Folder for checkpoints and logs; running again resumes.")] = Path(
-        "flgbench-pretrain"
-    ),
-    target: Annotated[Path | None, typer.Option(help="Folder to write; default: the package's weights.")] = None,
-    continue_from: Annotated[
-        Path | None, typer.Option(help="A teacher's folder: keep its autoencoder, train its denoiser on.")
-    ] = None,
-    gates: Annotated[bool, typer.Option("--gates", help="Only measure the gates of the present weights.")] = False,
-    conditions: Annotated[int, typer.Option(min=8, help="Held-out conditions of the gates.")] = 256,
-) -> None:
-    """Train the tiny teacher again (hours on two cores), or measure its gates."""
-    if gates and continue_from is not None:
-        raise UsageError("--gates trains nothing: leave out --continue-from")
-    from flgbench.registry import registry
-
-    family = registry("families").get(model)()
-    from flgbench import environment
-    from flgbench.models.tiny import gates as gate
-    from flgbench.models.tiny import pretrain as recipe
-
-    folder = target or family.folder("tiny")
-    if not gates:
-        from flgbench.run import check_writable
-
-        check_writable(work)
-        if continue_from is not None:
-            if not (continue_from / "recipe.json").exists():
-                raise UsageError(f"--continue-from {continue_from}: no teacher's folder, it has no recipe.json")
-            recipe.start_from(continue_from, work)
-        recipe.export(recipe.pretrain(work, environment.cores()), work, folder)
-        print(f"weights: {folder}")
-    print(json.dumps(gate.measure_gates(family, conditions, folder), indent=1))
+for verb in (doctor, check_metrics, pretrain):
+    app.command(verb.__name__.replace("_", "-"), epilog=EXAMPLES[verb])(verb)
 
 
 def main() -> None:

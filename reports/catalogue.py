@@ -67,6 +67,7 @@ FIDELITY = (
     _quality("sharpness_ratio", "Sharpness", "ratio", 1, 2, "one"),
     _quality("flicker", "Flicker", "grey levels", 1, 2, "low"),
     _quality("hidden_tv_turn", "Turn TV", "", 1, 3, "low"),
+    _quality("turn_diversity", "Diversity", "ratio", 1, 2, "high"),
     _quality("mmd", "MMD", "×10⁻³", 1000, 2, "zero"),
 )
 LATENCY = (

@@ -108,6 +108,25 @@ def total_variation(observed: np.ndarray, law: Sequence[float]) -> float:
     return float(0.5 * np.abs(counts / counts.sum() - np.asarray(law)).sum())
 
 
+def seed_diversity(observed: np.ndarray, conditions: np.ndarray, law: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Conditions seen with two or more seeds, and for each the share of its pairs of seeds whose classes differ, over
+    1 - sum p^2, what independent draws from the law give on average: 1 is right, 0 is the same outcome whatever the seed.
+
+    A total variation cannot see that: one outcome a condition still follows the law over many conditions.
+    """
+    observed, conditions = np.asarray(observed, np.float64), np.asarray(conditions)
+    seen = np.isfinite(observed)
+    names, values = [], []
+    for condition in np.unique(conditions[seen]):
+        counts = class_counts(observed[seen & (conditions == condition)], len(law))
+        n = counts.sum()
+        if n >= 2:
+            names.append(condition)
+            values.append((n**2 - (counts**2).sum()) / (n * (n - 1)))
+    expected = 1 - float(np.square(law).sum())
+    return np.array(names, conditions.dtype), np.array(values, np.float64) / expected
+
+
 def unobserved_share(observed: np.ndarray) -> float:
     """Share of clips whose factor could not be told; NaN for no clips."""
     observed = np.asarray(observed, np.float64)

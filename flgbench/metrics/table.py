@@ -66,6 +66,9 @@ SET_METRICS: dict[str, MetricInfo] = {
     "hidden_tv_turn": MetricInfo("share", False, "total variation between the turns seen and their law", 0.0),
     "hidden_tv_side": MetricInfo("share", False, "total variation between the entry sides seen and their law", 0.0),
     "hidden_tv_entry": MetricInfo("share", False, "total variation between the entry times seen and their law", 0.0),
+    "turn_diversity": MetricInfo(
+        "ratio", True, "how often two seeds of one condition turn differently, over what the law makes of it", 1.0
+    ),
     "mmd": MetricInfo("squared distance", False, "unbiased RBF-MMD^2 to real clips; it can be below 0", 0.0),
     "mmd_p": MetricInfo("p-value", None, "permutation p-value of the MMD; small means: told apart from real", None),
 }

@@ -43,6 +43,10 @@ def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
     tables.append(
         pd.DataFrame({"metric": list(whole), "condition": -1, "sample": 0, "value": [float(v) for v in whole.values()]})
     )
+    repeated, diversity = sets.seed_diversity(measured["observed_turn"], conditions, shapes.LAWS["turn"])
+    if not len(repeated):
+        repeated, diversity = np.array([-1]), np.array([np.nan])
+    tables.append(pd.DataFrame({"metric": "turn_diversity", "condition": repeated, "sample": 0, "value": diversity}))
     table = pd.concat(tables, ignore_index=True)
     known = METRICS | SET_METRICS
     table["unit"] = [known[m].unit for m in table["metric"]]
@@ -50,5 +54,7 @@ def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
     missing = table["value"].isna()
     table["status"] = np.where(missing, "missing", "ok")
     table["reason"] = np.where(missing, "not observable in this clip", "")
+    alone = missing & (table["metric"] == "turn_diversity")
+    table.loc[alone, "reason"] = "no condition was seen with two or more seeds"
     table.to_parquet(folder / "results.parquet")
     return {"clips": len(video), "bandwidth": bandwidth}

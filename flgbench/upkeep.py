@@ -1,0 +1,107 @@
+"""Verbs that run no benchmark: what this machine has, whether the measures work, and how the tiny teachers are made."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flgbench.errors import UsageError
+from flgbench.options import AsJson, Model
+
+
+def doctor(as_json: AsJson = False) -> None:
+    """Versions, devices, weights and what is missing."""
+    from flgbench import environment
+    from flgbench.registry import registry
+
+    facts = environment.facts()
+    for name in registry("families").names():
+        family = registry("families").get(name)()
+        for scale in family.scales:
+            try:
+                family.load(scale)
+                facts[f"weights {name} {scale}"] = "ok"
+            except (UsageError, OSError) as error:
+                facts[f"weights {name} {scale}"] = str(error)
+    import shutil
+
+    facts["slurm"] = shutil.which("sbatch") or "no sbatch on PATH"
+    if as_json:
+        print(json.dumps(facts))
+        return
+    for key, value in facts.items():
+        print(f"{key:20} {value}")
+
+
+def pretrain(
+    model: Model = "wanx",
+    work: Annotated[Path, typer.Option(help="Folder for checkpoints and logs; running again resumes.")] = Path(
+        "flgbench-pretrain"
+    ),
+    target: Annotated[Path | None, typer.Option(help="Folder to write; default: the package's weights.")] = None,
+    continue_from: Annotated[
+        Path | None, typer.Option(help="A teacher's folder: keep its autoencoder, train its denoiser on.")
+    ] = None,
+    gates: Annotated[bool, typer.Option("--gates", help="Only measure the gates of the present weights.")] = False,
+    conditions: Annotated[int, typer.Option(min=8, help="Held-out conditions of the gates.")] = 256,
+) -> None:
+    """Train the tiny teacher again (hours on two cores), or measure its gates."""
+    if gates and continue_from is not None:
+        raise UsageError("--gates trains nothing: leave out --continue-from")
+    from flgbench.registry import registry
+
+    family = registry("families").get(model)()
+    from flgbench import environment
+    from flgbench.models.tiny import gates as gate
+    from flgbench.models.tiny import pretrain as recipe
+
+    folder = target or family.folder("tiny")
+    if not gates:
+        from flgbench.run import check_writable
+
+        check_writable(work)
+        if continue_from is not None:
+            if not (continue_from / "recipe.json").exists():
+                raise UsageError(f"--continue-from {continue_from}: no teacher's folder, it has no recipe.json")
+            recipe.start_from(continue_from, work)
+        recipe.export(recipe.pretrain(work, environment.cores()), work, folder)
+        print(f"weights: {folder}")
+    print(json.dumps(gate.measure_gates(family, conditions, folder), indent=1))
+
+
+def check_metrics(
+    conditions: Annotated[int, typer.Option(min=16, help="Real clips that are damaged in every way.")] = 64,
+    out: Annotated[Path, typer.Option(help="Folder for the table and the heat map.")] = Path("flgbench-check-metrics"),
+    as_json: AsJson = False,
+) -> None:
+    """Damage real clips in known ways and see which measure notices. Exit code 1 if a designated one does not."""
+    from flgbench.run import check_writable
+
+    check_writable(out)
+    from rich.progress import Progress
+
+    from flgbench.metrics.selftest import check, uncaught
+    from reports.self_test import draw, lines, tabulate
+
+    with Progress(disable=as_json, transient=True) as bar:
+        task = bar.add_task("damaged clips", total=None)
+        findings = check(conditions, lambda done, of: bar.update(task, completed=done, total=of))
+    paths = [tabulate(findings, out), *draw(findings, out)]
+    missed = uncaught(findings)
+    if as_json:
+        print(json.dumps({"uncaught": [[f.corruption, f.measure] for f in missed], "files": [str(p) for p in paths]}))
+    else:
+        print("\n".join(lines(findings)))
+        print(f"table and heat map: {out}")
+    if missed:
+        raise typer.Exit(1)
+
+
+EXAMPLES = {
+    doctor: "Example:  flgbench doctor --json",
+    check_metrics: "Example:  flgbench check-metrics --conditions 128 --out /tmp/check",
+    pretrain: "Examples:  flgbench pretrain --model wanx --work /scratch/wanx  |  flgbench pretrain --gates --conditions 64",
+}
