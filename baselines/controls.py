@@ -1,4 +1,4 @@
-"""Controls without a denoiser: what perfect, autoencoder-limited and motionless clips score by the same measures."""
+"""Controls without a denoiser: what perfect, autoencoder-limited, motionless and disordered clips score."""
 
 from __future__ import annotations
 
@@ -39,3 +39,19 @@ class FrozenImage(Baseline):
 
     def generate(self, model: VideoModel, batch: EvaluationBatch) -> torch.Tensor:
         return batch.first_frames[:, None].expand_as(batch.truth).clone()
+
+
+class ShuffledFrames(Baseline):
+    """The true frames behind the first in random order: everything is there but the motion."""
+
+    label = "shuffled frames"
+    kind = "control"
+    changes = "frames in random order"
+
+    def generate(self, model: VideoModel, batch: EvaluationBatch) -> torch.Tensor:
+        clips = []
+        for clip, (condition, sample) in zip(batch.truth, batch.identities, strict=True):
+            generator = torch.Generator().manual_seed(condition * 1_000 + sample)
+            order = 1 + torch.randperm(len(clip) - 1, generator=generator)
+            clips.append(torch.cat([clip[:1], clip[order]]))
+        return torch.stack(clips)

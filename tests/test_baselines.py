@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,14 @@ from diffusers import UniPCMultistepScheduler
 from pydantic import ValidationError
 from stages import PRESET
 
+from baselines.controls import ShuffledFrames
 from baselines.euler import Euler
 from baselines.first_block_cache import FirstBlockCache as CachedBaseline
 from baselines.unipc import UniPC4, UniPC8, UniPC20
 from flgbench import flow
+from flgbench.contracts import EvaluationBatch
+from flgbench.data import shapes
+from flgbench.metrics.truth import measure
 from flgbench.models.cache import FirstBlockCache
 from flgbench.models.flops import pass_flops
 from flgbench.models.wanx import WanX
@@ -248,3 +253,17 @@ def test_latency_times_a_cached_clip(batched: bool, tiny_model: WanX) -> None:
         seconds = time_clip(tiny_model, settings, image, ["a red circle"], 0, batched, cache)
         assert set(seconds) == set(STAGES) and all(s > 0 for s in seconds.values())
     assert cache.computed_share == 5 / 8
+
+
+def test_shuffled_frames_keep_every_picture_and_lose_the_motion(tiny_model: WanX) -> None:
+    factors = shapes.draw_factors("test", range(24))
+    truth = shapes.render(factors)
+    batch = EvaluationBatch(None, truth[:, 0], truth, [(c, 0) for c in range(24)])
+    made = ShuffledFrames(PRESET).generate(tiny_model, batch)
+    assert (made == ShuffledFrames(PRESET).generate(tiny_model, batch)).all() and (made[:, 0] == truth[:, 0]).all()
+    flat = [clip.flatten(1).double().sum(1).sort().values for clip in (made[3], truth[3])]
+    assert (flat[0] == flat[1]).all() and (made[3] != truth[3]).any()
+    other = ShuffledFrames(PRESET).generate(tiny_model, replace(batch, identities=[(c, 1) for c in range(24)]))
+    assert (other != made).any()
+    shuffled, real = (np.nanmean(measure(video, factors)["turn_error"]) for video in (made, truth))
+    assert shuffled > 2 and real < 0.1
