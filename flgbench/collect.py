@@ -124,6 +124,7 @@ def _cell_record(cell: Cell, plan: Plan, store: Store, status: Mapping[str, Stat
         "reason": status[bad].reason if bad else "" if finished else "not finished when this was written",
         "settings": dict(cell.settings),
         "inferred": cell.inferred,
+        "card": made.get("card", {}),
         "stages": [{"name": name, "key": key} for name, key in cell.stages],
     }
 

@@ -24,6 +24,8 @@ from reports.data import Cell, RunData
 P = ParamSpec("P")
 R = TypeVar("R")
 KEEP = 0.99  # a method may win only at this share of the teacher's quality
+# Fields of the evaluation card that forbid a comparison where they differ.
+MUST_AGREE = ("conditions", "conditions_sha256", "seed_rule", "dtype", "attention", "torch", "diffusers")
 Answer = Literal["wins", "indistinguishable", "below", "reference", "control", "undecided", "failed"]
 
 
@@ -210,6 +212,8 @@ def verdict(run: RunData, cell: Cell) -> Verdict:
     reference = run.reference
     if cell.kind == "reference" or reference is None:
         return Verdict("reference", "what the others are compared with") if reference else _undecided("no reference")
+    if apart := differences(cell, reference):
+        return _undecided(f"not compared, its evaluation card differs: {'; '.join(apart)}")
     pairs = paired(run, cell.cell, reference.cell, HEADLINE)
     if pairs["condition"].nunique() < 2:
         return _undecided(estimate(run, cell.cell, HEADLINE).reason or "fewer than two conditions in common")
@@ -228,6 +232,12 @@ def verdict(run: RunData, cell: Cell) -> Verdict:
     if speed.low is None or speed.low <= 1:
         return Verdict("indistinguishable", f"{spoken}: kept, but not shown to be faster ({speed.text()})", difference)
     return Verdict("wins", f"{spoken}: at least 99 % of the reference, {speed.text()} faster", difference)
+
+
+def differences(mine: Cell, other: Cell) -> list[str]:
+    """Why two cells cannot be compared, as 'torch: 2.13 and 2.14'. What a card does not tell forbids nothing."""
+    pairs = ((name, mine.card.get(name), other.card.get(name)) for name in MUST_AGREE)
+    return [f"{name}: {a} and {b}" for name, a, b in pairs if a and b and a != b]
 
 
 def _undecided(why: str) -> Verdict:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from flgbench.metrics.stats import Interval, bootstrap_difference
-from reports.aggregates import paired, speedups
+from reports.aggregates import differences, paired, speedups
 from reports.catalogue import BY_KEY, HEADLINE, times
 from reports.data import Cell, RunData
 from reports.tables import md
@@ -128,6 +128,8 @@ def _better(run: RunData, statement: str, source: str, mine: Cell | None, other:
     """Is `mine` above `other` in the headline, paired by condition? `slack`: how much less still counts as no less."""
     if mine is None or other is None:
         return Claim(statement, source, "undecided", decides="a run with both")
+    if apart := differences(mine, other):
+        return Claim(statement, source, "undecided", decides=f"the same evaluation of both; now {'; '.join(apart)}")
     pairs = paired(run, mine.cell, other.cell, HEADLINE)
     conditions = pairs["condition"].to_numpy(int)
     found = bootstrap_difference(pairs["value"].to_numpy(float), conditions, pairs["reference"].to_numpy(float), conditions)

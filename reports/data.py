@@ -69,6 +69,7 @@ class Cell(_Record):
     status: Status
     reason: str | None = None
     settings: dict[str, Any] = {}
+    card: dict[str, Any] = {}  # flgbench.card: what its quality numbers depend on
     inferred: tuple[Inferred, ...] = ()
     stages: tuple[CellStage, ...] = ()
 

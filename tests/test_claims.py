@@ -22,7 +22,9 @@ CELLS = (
 )  # fmt: skip
 
 
-def make_run(joint: dict[str, np.ndarray], seconds: dict[str, np.ndarray] | None = None) -> RunData:
+def make_run(
+    joint: dict[str, np.ndarray], seconds: dict[str, np.ndarray] | None = None, cells: tuple[Cell, ...] = CELLS
+) -> RunData:
     """A run of made-up numbers: `joint` and `seconds` of denoising per condition, by cell."""
     rows = []
     for metric, unit, found in (("joint", "share", joint), ("denoise_s", "s", seconds or {})):
@@ -30,7 +32,7 @@ def make_run(joint: dict[str, np.ndarray], seconds: dict[str, np.ndarray] | None
             for condition, value in enumerate(values):
                 rows.append(("run", cell, "", "wanx", "tiny", 0, condition, 0, metric, value, unit, True, "ok", None))
     table = pd.DataFrame(rows, columns=list(COLUMNS))
-    return RunData(Path(), RunInfo(name="test data"), CELLS, (), table)
+    return RunData(Path(), RunInfo(name="test data"), cells, (), table)
 
 
 def coins(share: float, n: int) -> np.ndarray:

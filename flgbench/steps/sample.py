@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from flgbench.card import attention_backend, card
 from flgbench.contracts import EvaluationBatch
 from flgbench.data import shapes
 from flgbench.models.flops import pass_flops
@@ -25,12 +26,13 @@ def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
     model = load_denoiser(step, store, "student")
     data = load_clips(store.path(step.inputs["data"]))
     ids = identities(settings["conditions"], settings["repeated_conditions"])
+    factors = test_factors(settings["conditions"])
+    truth, captions = shapes.render(factors), shapes.captions(factors)
     sampler = SamplerSettings.model_validate(settings["sampler"]) if "sampler" in settings else None
     cache = build_cache(model, sampler) if sampler else None
     if sampler is None:
         preset = resolve_family_preset(step)
         baseline = resolve(settings["baseline"])(preset)
-        truth = shapes.render(test_factors(settings["conditions"]))
     videos, nfe = [], 0
     for start in range(0, len(ids), CLIPS_AT_ONCE):
         chosen = ids[start : start + CLIPS_AT_ONCE]
@@ -45,7 +47,9 @@ def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
         store.event(step.key, "progress", fraction=min(1.0, (start + CLIPS_AT_ONCE) / len(ids)))
     save_file({"video": torch.cat(videos).contiguous()}, folder / "videos.safetensors")
     write_json(folder / "identities.json", ids)
-    facts = {"nfe": nfe, "parameters": model.n_parameters, "blocks": len(model.blocks)}
+    attention = attention_backend(model, data.condition) if sampler else ""
+    told = card(truth[:, 0], captions, len(ids), sampler, nfe, attention)
+    facts = {"nfe": nfe, "parameters": model.n_parameters, "blocks": len(model.blocks), "card": told}
     if sampler is None:
         return facts
     # Passes that a cache cut short were begun, so they count in nfe; its share says how much of them was computed.
