@@ -47,6 +47,7 @@ def pretrain(
     ] = None,
     gates: Annotated[bool, typer.Option("--gates", help="Only measure the gates of the present weights.")] = False,
     conditions: Annotated[int, typer.Option(min=8, help="Held-out conditions of the gates.")] = 256,
+    seeds: Annotated[int, typer.Option(min=1, help="Noises that the gates sample each condition with.")] = 3,
 ) -> None:
     """Train the tiny teacher again (hours on two cores), or measure its gates."""
     if gates and continue_from is not None:
@@ -69,7 +70,7 @@ def pretrain(
             recipe.start_from(continue_from, work)
         recipe.export(recipe.pretrain(work, environment.cores()), work, folder)
         print(f"weights: {folder}")
-    print(json.dumps(gate.measure_gates(family, conditions, folder), indent=1))
+    print(json.dumps(gate.measure_gates(family, conditions, seeds, folder), indent=1))
 
 
 def check_metrics(

@@ -93,7 +93,7 @@ class _RecoveryPart(Settings):
     """What FastLightGen's stage II needs."""
 
     recovery_share: float = Field(
-        0.6, gt=0, lt=1, description="INFERRED: share of the training budget, as that of FastLightGen's stage II"
+        0.35, gt=0, lt=1, description="INFERRED: share of the training budget, as that of FastLightGen's stage II"
     )
     recover: RecoverySettings = RecoverySettings()
 

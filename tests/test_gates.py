@@ -33,18 +33,14 @@ def apart(better: dict, worse: dict) -> bool:
 def separating(row: str) -> list[str]:
     """Measures that say with intervals apart that the teacher is better than `row`."""
     teacher, other = GATES["rows"]["euler 50 x CFG"], GATES["rows"][row]
-    shares = ("joint", "presence", "colour", "shape", "direction", "second_present", "sharpness_ratio", "first_frame_psnr")
+    shares = ("joint", "presence", "colour", "shape", "direction", "second_present", "second_colour")
+    shares += ("sharpness_ratio", "first_frame_psnr")
     return [name for name in shares if apart(teacher[name], other[name])]
 
 
-@pytest.mark.parametrize("row", ["euler 4", "euler 2", "euler 1", "renoise 4", "3 middle blocks deleted"])
+@pytest.mark.parametrize("row", ["euler 8", "euler 4", "euler 2", "euler 1", "renoise 4", "3 middle blocks deleted"])
 def test_the_ground_separates(row: str) -> None:
     assert len(separating(row)) >= 3
-
-
-def test_eight_steps_are_nearly_enough_for_this_teacher() -> None:
-    """Known: only sharpness tells them from fifty with guidance by separated intervals, at 256 conditions."""
-    assert separating("euler 8") == ["sharpness_ratio"]
 
 
 def test_quality_grows_with_steps() -> None:

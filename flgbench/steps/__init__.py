@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from flgbench import distributed
@@ -18,13 +19,12 @@ def execute(step: Step, store: Store) -> dict[str, Any]:
     Of several processes (`flgbench.distributed`) all run the step, and only the first one writes.
     """
     folder = store.start(step.key)
-    run = importlib.import_module(f"flgbench.steps.{step.kind}").run
     if distributed.rank() > 0:
-        return run(step, store, folder) or {}
+        return _run(step, store, folder)
     store.event(step.key, "started")
     began = time.monotonic()
     try:
-        facts = run(step, store, folder)
+        facts = _run(step, store, folder)
     except (KeyboardInterrupt, SystemExit):  # by hand, or by a scheduler that will start it again: no failure
         store.event(step.key, "stopped")
         raise
@@ -32,7 +32,11 @@ def execute(step: Step, store: Store) -> dict[str, Any]:
         with suppress(OSError):  # a full disk takes no event either, and the error itself says more
             store.event(step.key, "failed", reason=f"{type(error).__name__}: {error}")
         raise
-    facts = {"seconds": round(time.monotonic() - began, 2)} | (facts or {})
+    facts = {"seconds": round(time.monotonic() - began, 2)} | facts
     store.finish(step.key, facts)
     store.event(step.key, "done", **facts)
     return facts
+
+
+def _run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
+    return importlib.import_module(f"flgbench.steps.{step.kind}").run(step, store, folder) or {}

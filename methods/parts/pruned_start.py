@@ -20,7 +20,7 @@ class PrunedStartSettings(Settings):
 
     keep: float = Field(1.0, gt=0, le=1, description="share of blocks that remain; 1 starts from the teacher as it is")
     recovery_share: float = Field(
-        0.6, gt=0, lt=1, description="INFERRED: share of the training budget for stage II; the paper: 64 of 80 GPU-days"
+        0.35, gt=0, lt=1, description="INFERRED at this scale: budget share of stage II; the paper: 64 of 80 GPU-days"
     )
     importance: ImportanceSettings = ImportanceSettings()
     recover: RecoverySettings = RecoverySettings()

@@ -20,7 +20,7 @@ from flgbench.contracts import Family
 from flgbench.data import shapes
 from flgbench.metrics import sets
 from flgbench.metrics.stats import bootstrap_mean
-from flgbench.metrics.truth import measure
+from flgbench.metrics.truth import measure, select
 from flgbench.models.base import VideoModel
 from flgbench.models.families import HASHES
 from flgbench.models.wanx import WanX
@@ -53,12 +53,15 @@ def row_samplers(preset) -> dict[str, SamplerSettings]:
     return {TEACHER: guided, PRUNED: guided, **euler, "renoise 4": renoise}
 
 
-def measure_gates(family: Family, conditions: int, folder: Path) -> dict[str, Any]:
-    """Measure everything on `conditions` held-out clips and write `folder/gates.json` (not part of the hashes)."""
+def measure_gates(family: Family, conditions: int, seeds: int, folder: Path) -> dict[str, Any]:
+    """Measure everything on `conditions` held-out clips, each sampled with `seeds` noises, and write `folder/gates.json`.
+
+    Intervals are clustered by condition: what is hidden differs from seed to seed, so more seeds make them narrower.
+    """
     began = time.time()
     model, preset = WanX.load(folder), family.preset("tiny")
     names = [*row_samplers(preset), ROUND_TRIP, "real"]  # the long ones first
-    measure_one = partial(_row, family=family, conditions=conditions, folder=folder)
+    measure_one = partial(_row, family=family, conditions=conditions, seeds=seeds, folder=folder)
     # A process a core with one thread each: small networks leave half of two cores idle otherwise.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(environment.cores(), context, torch.set_num_threads, (1,)) as pool:
@@ -70,9 +73,10 @@ def measure_gates(family: Family, conditions: int, folder: Path) -> dict[str, An
     share = decode / _denoise_seconds(model, preset.teacher_sampler())
     gates["decode / denoise"] = {"value": share, "limit": "<= 0.1", "passed": share <= 0.1}
     result = {
-        "command": f"flgbench pretrain --model {family.name} --gates --conditions {conditions}",
+        "command": f"flgbench pretrain --model {family.name} --gates --conditions {conditions} --seeds {seeds}",
         "weights": sha256(folder / HASHES),
         "conditions": conditions,
+        "seeds": seeds,
         "split": "validation",
         "passed": all(g["passed"] for g in gates.values()),
         "gates": gates,
@@ -84,19 +88,19 @@ def measure_gates(family: Family, conditions: int, folder: Path) -> dict[str, An
     return result
 
 
-def _row(name: str, family: Family, conditions: int, folder: Path) -> dict[str, Any]:
+def _row(name: str, family: Family, conditions: int, seeds: int, folder: Path) -> dict[str, Any]:
     """What the gates' table says of one row."""
     factors = shapes.draw_factors("validation", np.arange(conditions))
     video = shapes.render(factors)
     if name == "real":
-        return _summary(measure(video, factors))
+        return _summary(measure(video, factors), np.arange(conditions))
     model = WanX.load(folder)
     if name == ROUND_TRIP:
         through = torch.cat([model.decode(model.encode_video(v)) for v in video.split(16)])
-        return _summary(measure(through, factors)) | {"psnr": _psnr(through, video)}
+        return _summary(measure(through, factors), np.arange(conditions)) | {"psnr": _psnr(through, video)}
     condition = model.condition(video[:, 0], shapes.captions(factors))
     sampler = row_samplers(family.preset("tiny"))[name]
-    return _sampled(model.without_blocks(MIDDLE) if name == PRUNED else model, condition, sampler, factors)
+    return _sampled(model.without_blocks(MIDDLE) if name == PRUNED else model, condition, sampler, factors, seeds)
 
 
 def _judge(row: dict[str, Any], metric: str, statistic: str, comparison: str, limit: float) -> dict[str, Any]:
@@ -105,7 +109,7 @@ def _judge(row: dict[str, Any], metric: str, statistic: str, comparison: str, li
     return {"value": round(value, 4), "limit": f"{comparison} {limit}", "passed": bool(passed)}
 
 
-def _summary(measured: dict[str, np.ndarray]) -> dict[str, Any]:
+def _summary(measured: dict[str, np.ndarray], conditions: np.ndarray) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for name, values in measured.items():
         if name.startswith("observed_"):
@@ -114,7 +118,7 @@ def _summary(measured: dict[str, np.ndarray]) -> dict[str, Any]:
         if not seen.any():
             row[name] = {"mean": float("nan"), "n": 0}
             continue
-        found = bootstrap_mean(values[seen], np.flatnonzero(seen), draws=2000)
+        found = bootstrap_mean(values[seen], conditions[seen], draws=2000)
         low, high = round(found.low, 4), round(found.high, 4)
         median = float(np.median(values[seen]))
         row[name] = {"mean": found.value, "low": low, "high": high, "median": median, "n": int(seen.sum())}
@@ -123,14 +127,15 @@ def _summary(measured: dict[str, np.ndarray]) -> dict[str, Any]:
     return row
 
 
-def _sampled(model: VideoModel, condition, sampler: SamplerSettings, factors) -> dict[str, Any]:
+def _sampled(model: VideoModel, condition, sampler: SamplerSettings, factors, seeds: int) -> dict[str, Any]:
+    ids = [(c, s) for c in range(len(factors)) for s in range(seeds)]
     videos = []
-    for start in range(0, len(factors), 4):
-        part = slice(start, min(start + 4, len(factors)))
-        ids = [(i, 0) for i in range(part.start, part.stop)]
-        latents, _ = generate(model, condition.select(part), ids, sampler)
+    for start in range(0, len(ids), 4):
+        chosen = ids[start : start + 4]
+        latents, _ = generate(model, condition.select(torch.tensor([c for c, _ in chosen])), chosen, sampler)
         videos.append(model.decode(latents))
-    return _summary(measure(torch.cat(videos), factors))
+    conditions = np.array([c for c, _ in ids])
+    return _summary(measure(torch.cat(videos), select(factors, conditions)), conditions)
 
 
 def _psnr(a: torch.Tensor, b: torch.Tensor) -> float:

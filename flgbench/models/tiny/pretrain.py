@@ -22,7 +22,7 @@ from flgbench.models.tiny import parallel, wanx, wanx_vae
 from flgbench.models.wanx import WanX
 from flgbench.store import sha256
 
-CLIPS, STEPS = 32_768, 8_000
+CLIPS, STEPS = 32_768, 6_000
 START = "start.safetensors"  # in the work folder: weights that the denoiser goes on from
 
 
@@ -146,6 +146,7 @@ def export(model: WanX, work: Path, folder: Path) -> None:
             "ema": wanx.EMA_DECAY,
             "shift": wanx.SHIFT,
             "caption_dropout": wanx.CAPTION_DROPOUT,
+            "block_drop": wanx.BLOCK_DROP,
             "seed": wanx.SEED,
         },
         "command": command,

@@ -3,6 +3,9 @@
 Hidden matrices are trained with Muon, everything else with AdamW; the learning rate is constant and falls to zero over
 the last half of the steps, so a longer training can go on from any checkpoint of the constant part. The shipped
 weights are the EMA.
+
+Inner blocks are dropped at random in training (stochastic depth, Huang et al. 2016). A network of ten blocks has none
+to spare, a large one has: this gives the tiny teacher the redundancy that pruning is about.
 """
 
 from __future__ import annotations
@@ -44,6 +47,7 @@ TRANSFORMER = {
 TEXT = {"d_model": 64, "d_kv": 16, "num_heads": 4, "d_ff": 128, "num_layers": 2, "dropout_rate": 0.0}
 BATCH, MUON_LR, ADAM_LR, EMA_DECAY, SEED = 24, 2e-3, 1e-3, 0.999, 0
 DECAY = 0.5  # share of the steps over which the learning rate falls to zero
+BLOCK_DROP = 0.15  # probability that an inner block (any but the first and the last) is bypassed, for each clip
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -109,6 +113,26 @@ def tokenize(model: WanX, split: str, count: int) -> dict[str, torch.Tensor]:
     return {"ids": ids[:-1], "mask": mask[:-1], "empty_ids": ids[-1], "empty_mask": mask[-1]}
 
 
+class StochasticDepth:
+    """Bypasses inner blocks, each for a random part of the batch, from `draw` on until `remove`."""
+
+    def __init__(self, blocks: nn.ModuleList, batch: int):
+        self.kept = torch.ones(len(blocks) - 2, batch, dtype=torch.bool)
+        pairs = zip(blocks[1:-1], self.kept, strict=True)
+        self.hooks = [block.register_forward_hook(self._bypass(kept)) for block, kept in pairs]
+
+    @staticmethod
+    def _bypass(kept: torch.Tensor):
+        return lambda block, inputs, output: torch.where(kept[:, None, None], output, inputs[0])
+
+    def draw(self, generator: torch.Generator) -> None:
+        self.kept.copy_(torch.rand(self.kept.shape, generator=generator) >= BLOCK_DROP)
+
+    def remove(self) -> None:
+        for hook in self.hooks:
+            hook.remove()
+
+
 def train(model: WanX, data: dict[str, torch.Tensor], folder: Path, steps: int, report_every: int = 50) -> WanX:
     """Train to `steps`, resuming from `folder/dit-checkpoint.safetensors`; returns the EMA model.
 
@@ -124,6 +148,7 @@ def train(model: WanX, data: dict[str, torch.Tensor], folder: Path, steps: int, 
     optimizers = _optimizers(model)
     shadow = {k: v.clone() for k, v in weights_of(model).items()}
     checkpoint, first = folder / "dit-checkpoint.safetensors", 0
+    depth = StochasticDepth(model.transformer.blocks, BATCH // parallel.processes())
     model.transformer.compile()  # a quarter less time a step, after a minute or two of compiling
     modules = {"transformer": model.transformer, "text_encoder": model.text_encoder}
     named = dict(zip(("muon", "adam"), optimizers, strict=True))
@@ -141,6 +166,7 @@ def train(model: WanX, data: dict[str, torch.Tensor], folder: Path, steps: int, 
         noise = torch.randn(x0.shape, generator=generator)
         t = flow.shift(torch.rand(batch, generator=generator), SHIFT)
         text = _embed(model, tokens, index, torch.rand(batch, generator=generator) < CAPTION_DROPOUT)
+        depth.draw(generator)
         velocity = model.velocity(flow.interpolate(x0, noise, t), t, Condition(text, text[:1], image))
         loss = (velocity - flow.velocity_target(x0, noise)).pow(2).mean()
         for optimizer in optimizers:
@@ -163,6 +189,7 @@ def train(model: WanX, data: dict[str, torch.Tensor], folder: Path, steps: int, 
         if ((step + 1) % 250 == 0 or step + 1 == steps) and parallel.rank() == 0:
             save_checkpoint(checkpoint, modules, named, shadow, {"step": step + 1})
     log.close()
+    depth.remove()
     return with_weights(model, shadow)
 
 
