@@ -240,6 +240,8 @@ def test_the_sample_step_records_what_was_computed(
         facts.append(sample.run(step, store, store.start(step.key)))
     one = pass_flops(tiny_model, tiny_data.condition.select(slice(0, 1)))
     size = {"parameters": tiny_model.n_parameters, "blocks": 4}
+    cards = [found.pop("card") for found in facts]
+    assert [c["NFE"] for c in cards] == [4, 2] and [c["conditions"] for c in cards] == [2, 2]
     assert facts[0] == size | {"nfe": 4, "computed_share": 5 / 8, "flops": round(4 * 5 / 8 * one)}
     assert facts[1] == size | {"nfe": 2, "computed_share": 1.0, "flops": 2 * one}
 
