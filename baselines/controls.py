@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from flgbench.contracts import Baseline, EvaluationBatch
+from flgbench.metrics.corruptions import shuffle_behind_first
 from flgbench.models.base import VideoModel
 
 
@@ -49,9 +50,8 @@ class ShuffledFrames(Baseline):
     changes = "frames in random order"
 
     def generate(self, model: VideoModel, batch: EvaluationBatch) -> torch.Tensor:
-        clips = []
-        for clip, (condition, sample) in zip(batch.truth, batch.identities, strict=True):
-            generator = torch.Generator().manual_seed(condition * 1_000 + sample)
-            order = 1 + torch.randperm(len(clip) - 1, generator=generator)
-            clips.append(torch.cat([clip[:1], clip[order]]))
-        return torch.stack(clips)
+        def drawn(condition: int, sample: int) -> torch.Generator:
+            return torch.Generator().manual_seed(condition * 1_000 + sample)
+
+        pairs = zip(batch.truth, batch.identities, strict=True)
+        return torch.stack([shuffle_behind_first(clip, drawn(*identity)) for clip, identity in pairs])

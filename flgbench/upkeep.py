@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -26,8 +27,6 @@ def doctor(as_json: AsJson = False) -> None:
                 facts[f"weights {name} {scale}"] = "ok"
             except (UsageError, OSError) as error:
                 facts[f"weights {name} {scale}"] = str(error)
-    import shutil
-
     facts["slurm"] = shutil.which("sbatch") or "no sbatch on PATH"
     if as_json:
         print(json.dumps(facts))

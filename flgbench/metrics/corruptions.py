@@ -95,11 +95,15 @@ def one_a_condition(video: torch.Tensor, factors: shapes.Factors) -> torch.Tenso
     return video[torch.from_numpy(first[condition.reshape(-1)])]
 
 
+def shuffle_behind_first(clip: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """The frames (T, ...) of one clip in random order, but for the first."""
+    return torch.cat([clip[:1], clip[1 + torch.randperm(len(clip) - 1, generator=generator)]])
+
+
 def shuffled(video: torch.Tensor, factors: shapes.Factors) -> torch.Tensor:
     """All frames but the first in random order."""
     generator = _generator()
-    orders = [[0, *(1 + torch.randperm(video.shape[1] - 1, generator=generator)).tolist()] for _ in video]
-    return torch.stack([clip[order] for clip, order in zip(video, orders, strict=True)])
+    return torch.stack([shuffle_behind_first(clip, generator) for clip in video])
 
 
 def other_colour(video: torch.Tensor, factors: shapes.Factors) -> torch.Tensor:
