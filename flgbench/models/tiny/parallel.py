@@ -5,6 +5,8 @@ Small networks leave half of two cores idle when one process uses two threads; t
 
 from __future__ import annotations
 
+import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -30,10 +32,12 @@ def _enter(rank: int, function: Callable[..., None], processes: int, meeting: st
     torch.set_num_threads(1)
     die_with_parent()
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=processes)
-    try:
-        function(*arguments)
-    finally:
-        dist.destroy_process_group()
+    function(*arguments)
+    dist.barrier()
+    # Without the interpreter's clean-up: threads of gloo that ask for its lock by then abort the whole process, rarely.
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(0)
 
 
 def sum_over_processes(tensors: Sequence[torch.Tensor]) -> None:
