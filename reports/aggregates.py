@@ -203,7 +203,8 @@ def verdict(run: RunData, cell: Cell) -> Verdict:
     """Does the cell keep 99 % of the reference's headline quality, beyond doubt, and run faster?
 
     `wins`: the interval of the paired difference lies at or above −1 % of the reference, and the denoise speed-up's
-    above 1. `below`: the interval of the difference lies below −1 %. Otherwise `indistinguishable`.
+    above 1. `below`: the interval of the difference lies below −1 %, or the seeds of one condition differ less than the
+    reference's (`less_diverse`): right clips that are always the same one are no success. Otherwise `indistinguishable`.
     """
     if cell.kind == "control":
         return Verdict("control", "shown to read the others, not ranked")
@@ -224,6 +225,8 @@ def verdict(run: RunData, cell: Cell) -> Verdict:
     allowed = -(1 - KEEP) * float(pairs.groupby("condition")["reference"].mean().mean())
     value, low, high = (f"{100 * x:+.1f}" for x in (difference.value, difference.low, difference.high))
     spoken = f"{HEADLINE} {value} points [{low}, {high}]"
+    if poorer := less_diverse(run, cell, reference):
+        return Verdict("below", f"{spoken}; {poorer}", difference)
     if difference.high < allowed:
         return Verdict("below", f"{spoken}: under 99 % of the reference", difference)
     if difference.low < allowed:
@@ -232,6 +235,17 @@ def verdict(run: RunData, cell: Cell) -> Verdict:
     if speed.low is None or speed.low <= 1:
         return Verdict("indistinguishable", f"{spoken}: kept, but not shown to be faster ({speed.text()})", difference)
     return Verdict("wins", f"{spoken}: at least 99 % of the reference, {speed.text()} faster", difference)
+
+
+def less_diverse(run: RunData, cell: Cell, reference: Cell) -> str:
+    """What says that seeds of one condition turn alike more often than the reference's, by separate intervals; or ''."""
+    mine, theirs = estimate(run, cell.cell, "turn_diversity"), estimate(run, reference.cell, "turn_diversity")
+    if mine.high is None or theirs.low is None or mine.high >= theirs.low:
+        return ""
+    told = (f"{e.value:.2f} [{e.low:.2f}, {e.high:.2f}]" for e in (mine, theirs))
+    return "less diverse: turns of one condition differ {} times as often as their law says, the reference's {}".format(
+        *told
+    )
 
 
 def differences(mine: Cell, other: Cell) -> list[str]:

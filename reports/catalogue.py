@@ -66,9 +66,18 @@ FIDELITY = (
     _quality("first_frame_psnr", "First frame", "dB", 1, 1, "high"),
     _quality("sharpness_ratio", "Sharpness", "ratio", 1, 2, "one"),
     _quality("flicker", "Flicker", "grey levels", 1, 2, "low"),
+)
+DIVERSITY = (
+    _quality("turn_diversity", "Turns a condition", "ratio", 1, 2, "high"),
     _quality("hidden_tv_turn", "Turn TV", "", 1, 3, "low"),
-    _quality("turn_diversity", "Diversity", "ratio", 1, 2, "high"),
+    _quality("hidden_tv_side", "Side TV", "", 1, 3, "low"),
+    _quality("hidden_tv_entry", "Entry TV", "", 1, 3, "low"),
+    _quality("vendi", "Vendi", "ratio", 1, 2, "one"),
+    _quality("recall", "Recall"),
+    _quality("coverage", "Coverage"),
+    _quality("precision", "Precision", best=None),
     _quality("mmd", "MMD", "×10⁻³", 1000, 2, "zero"),
+    _quality("mmd_p", "MMD p", "", 1, 3, None),
 )
 LATENCY = (
     Shown("text_s", "Text", "s", 1, 3, "low", "text encoding, median"),
@@ -77,13 +86,8 @@ LATENCY = (
     Shown("end_to_end_s", "End to end", "s", 1, 3, "low", "all stages, median"),
     Shown("denoise_batched_cfg_s", "Denoise, batched CFG", "s", 1, 3, "low", "both CFG passes in one batch, median"),
 )
-OTHER = (
-    _quality("hidden_tv_side", "Side TV", "", 1, 3, "low"),
-    _quality("hidden_tv_entry", "Entry TV", "", 1, 3, "low"),
-    _quality("mmd_p", "MMD p", "", 1, 3, None),
-    Shown("peak_memory_mb", "Memory", "MB", 1, 0, "low", "peak memory of the process while sampling"),
-)
-BY_KEY = {shown.key: shown for shown in (*ACCURACY, *FIDELITY, *LATENCY, *OTHER)}
+MEMORY = Shown("peak_memory_mb", "Memory", "MB", 1, 0, "low", "peak memory of the process while sampling")
+BY_KEY = {shown.key: shown for shown in (*ACCURACY, *FIDELITY, *DIVERSITY, *LATENCY, MEMORY)}
 LATENCY_KEYS = frozenset(shown.key for shown in LATENCY)
 
 

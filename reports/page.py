@@ -13,7 +13,7 @@ from PIL import Image
 
 from reports import claims, gallery, main_table, paper_numbers, waterfall
 from reports.aggregates import Estimate, Ratio, estimate, ordered_cells, speedups, verdict
-from reports.catalogue import ACCURACY, BY_KEY, FIDELITY, HEADLINE, LATENCY, seconds, times
+from reports.catalogue import ACCURACY, BY_KEY, DIVERSITY, FIDELITY, HEADLINE, LATENCY, seconds, times
 from reports.data import Cell, RunData
 from reports.style import looks
 
@@ -133,7 +133,7 @@ def paper_tables(run: RunData) -> dict[str, list[paper_numbers.PaperNumber]]:
 def plot(run: RunData) -> dict[str, Any]:
     """Numbers of the interactive plot: per cell and metric value, low and high (null when missing)."""
     look = looks(run)
-    axes = [*ACCURACY, *FIDELITY]
+    axes = [*ACCURACY, *FIDELITY, *DIVERSITY]
     cells = []
     for cell in run.cells:
         if cell.kind == "control" or cell.failed:

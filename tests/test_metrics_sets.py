@@ -101,6 +101,40 @@ def test_clip_features_closed_form() -> None:
     assert np.count_nonzero(np.abs(features) > 1e-7) == 1
 
 
+def test_support_closed_form() -> None:
+    """On a line with k = 1: real at 0, 1, 10, 11 reach 1 far; generated at 0.5, 1.5, 30, 40 reach 1, 1, 10, 10 far."""
+    real, generated = (np.array(v, float)[:, None] for v in ([0, 1, 10, 11], [0.5, 1.5, 30, 40]))
+    assert sets.support(generated, real, 1) == {"precision": 0.5, "recall": 0.5, "density": 0.75, "coverage": 0.5}
+    assert sets.support(real, real, 1) == {"precision": 1, "recall": 1, "density": 2, "coverage": 1}
+
+
+def test_support_refuses_sets_that_cannot_be_compared() -> None:
+    with pytest.raises(ValueError, match="equally large"):
+        sets.support(np.zeros((6, 2)), np.zeros((7, 2)))
+    with pytest.raises(ValueError, match="more than 5 clips, got 5"):
+        sets.support(np.zeros((5, 2)), np.zeros((5, 2)))
+
+
+def test_vendi_counts_what_is_different() -> None:
+    far = 1e3 * np.eye(7)
+    assert sets.vendi(far, 1.0) == pytest.approx(7)
+    assert sets.vendi(np.zeros((7, 3)), 1.0) == pytest.approx(1)
+    assert sets.vendi(far[[0, 0, 1, 1]], 1.0) == pytest.approx(2)
+
+
+def test_collapse_costs_recall_and_vendi_but_not_precision() -> None:
+    real = sets.clip_features(shapes.render(shapes.draw_factors("validation", range(128))))
+    video = shapes.render(shapes.draw_factors("test", range(128)))
+    collapsed = sets.clip_features(video[np.arange(128) % 8])
+    fresh = sets.clip_features(video)
+    bandwidth = sets.median_bandwidth(real)
+    null, after = sets.support(fresh, real), sets.support(collapsed, real)
+    assert min(null["recall"], null["coverage"], null["precision"]) > 0.6
+    assert after["recall"] < 0.2 and after["coverage"] < 0.3 and after["precision"] > 0.5
+    assert sets.vendi(fresh, bandwidth) / sets.vendi(real, bandwidth) == pytest.approx(1, abs=0.2)
+    assert sets.vendi(collapsed, bandwidth) / sets.vendi(real, bandwidth) < 0.5
+
+
 def test_total_variation_closed_form() -> None:
     law = (0.25,) * 4
     assert sets.total_variation(np.array([0.0, 1, 2, 3]), law) == 0

@@ -344,7 +344,7 @@ def test_missing_is_never_zero(index: Path) -> None:
     assert table.loc["real", "nominal"] == ""
     markdown = (index.parent / "tables" / "main.md").read_text()
     lcm = [line for line in markdown.splitlines() if line.startswith("| LCM |")]
-    assert len(lcm) == 3 and all("—<sup>" in line for line in lcm)
+    assert len(lcm) == 4 and all("—<sup>" in line for line in lcm)
     assert "collapsed: static" in markdown
     lost = [r for r in table["turn_error_note"] if "object lost" in r]
     assert lost and all(re.match(r"\d+ of \d+ missing", r) for r in lost)
@@ -391,6 +391,22 @@ def test_verdicts(tmp_path: Path) -> None:
     table.to_parquet(folder / "results.parquet")
     run = load_run(folder)
     assert verdict(run, run.cell("fastlightgen")).answer == "indistinguishable"
+
+
+def test_a_collapsed_student_is_below_however_right_its_clips_are(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", conditions=8, clips=1)
+    table = pd.read_parquet(folder / "results.parquet")
+    joint = table[(table.metric == "joint") & (table.cell == "euler-50")]
+    parts = [table[~((table.metric == "joint") & (table.cell == "fastlightgen"))], joint.assign(cell="fastlightgen")]
+    varied = table[table.cell == "euler-50"].iloc[[0] * 4].assign(metric="turn_diversity", condition=range(4), sample=0)
+    parts.append(varied.assign(value=[1.0, 0.9, 1.1, 1.05]))
+    parts.append(varied.assign(cell="fastlightgen", value=0.0))
+    pd.concat(parts).to_parquet(folder / "results.parquet")
+    run = load_run(folder)
+    found = verdict(run, run.cell("fastlightgen"))
+    assert found.answer == "below" and "less diverse: turns of one condition differ 0.00" in found.why
+    entry = {row.key: row for row in main_table.accuracy(run).rows}["fastlightgen"].entries["verdict"]
+    assert entry.text == "below" and "less diverse" in entry.note
 
 
 def test_front_needs_separated_intervals(folder: Path) -> None:

@@ -88,6 +88,42 @@ def mmd(x: np.ndarray, y: np.ndarray, bandwidth: float) -> float:
     return mmd_permutation(x, y, bandwidth, permutations=0)[0]
 
 
+def support(generated: np.ndarray, real: np.ndarray, neighbours: int = 5) -> dict[str, float]:
+    """How well two sets of features (N, D) cover each other, by balls that reach to a row's k-th neighbour in its own set.
+
+    'precision' is the share of generated rows inside a ball of a real one, 'recall' of real rows inside one of a generated
+    (Kynkaanniemi et al. 2019); 'density' how many real balls hold a generated row, over k, and 'coverage' the share of
+    real balls that hold one at all (Naeem et al. 2020). All depend on N, so the sets must be equally large. A shrunk set
+    has a precision of 1: read it beside the recall.
+    """
+    if generated.shape != real.shape:
+        raise ValueError(f"the two sets must be equally large, got {generated.shape} and {real.shape}")
+    if len(real) <= neighbours:
+        raise ValueError(f"{neighbours} neighbours need more than {neighbours} clips, got {len(real)}")
+    across = _squared_distances(generated, real)
+    in_real = across <= _reach(real, neighbours)[None]
+    return {
+        "precision": float(in_real.any(1).mean()),
+        "recall": float((across <= _reach(generated, neighbours)[:, None]).any(0).mean()),
+        "density": float(in_real.sum(1).mean() / neighbours),
+        "coverage": float(in_real.any(0).mean()),
+    }
+
+
+def _reach(features: np.ndarray, neighbours: int) -> np.ndarray:
+    """Squared distance (N,) of every row to its k-th neighbour; the row itself comes first."""
+    return np.partition(_squared_distances(features, features), neighbours, axis=1)[:, neighbours]
+
+
+def vendi(features: np.ndarray, bandwidth: float) -> float:
+    """Effective number of different rows of `features` (N, D): exp of the entropy of the eigenvalues of K / N, in [1, N]
+    (Friedman and Dieng 2023), with a Gaussian kernel. It grows with N: compare equally large sets only."""
+    gram = np.exp(-_squared_distances(features, features) / (2 * bandwidth**2))
+    values = np.linalg.eigvalsh(gram / len(features))
+    values = values[values > 0]
+    return float(np.exp(-(values * np.log(values)).sum()))
+
+
 def class_counts(observed: np.ndarray, classes: int) -> np.ndarray:
     """How often each class index occurs in `observed` (NaN = not observable, left out)."""
     seen = np.asarray(observed, np.float64)

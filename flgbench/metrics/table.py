@@ -69,6 +69,14 @@ SET_METRICS: dict[str, MetricInfo] = {
     "turn_diversity": MetricInfo(
         "ratio", True, "how often two seeds of one condition turn differently, over what the law makes of it", 1.0
     ),
+    "vendi": MetricInfo("ratio", None, "effective number of different clips, over that of as many real ones", 1.0),
+    "recall": MetricInfo("share", True, "real clips within reach of a generated one; as many of both, from 128 on", None),
+    "coverage": MetricInfo(
+        "share", True, "real clips with a generated one within their reach; as many of both, from 128 on", None
+    ),
+    "precision": MetricInfo(
+        "share", None, "generated clips within reach of a real one; also near 1 after a collapse, so never alone", None
+    ),
     "mmd": MetricInfo("squared distance", False, "unbiased RBF-MMD^2 to real clips; it can be below 0", 0.0),
     "mmd_p": MetricInfo("p-value", None, "permutation p-value of the MMD; small means: told apart from real", None),
 }

@@ -19,6 +19,7 @@ from flgbench.steps.loading import test_factors
 from flgbench.store import Store
 
 HIDDEN = {"turn": 4, "side": 4, "entry": 3}
+SUPPORT_CLIPS = 128  # below, nearest neighbours are too far for precision, recall and coverage to mean anything
 REFERENCE_CLIPS = 512  # fresh real clips that fix the bandwidth and stand for the data in the set distance
 
 
@@ -40,6 +41,10 @@ def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
     bandwidth = sets.median_bandwidth(real)
     mine = sets.clip_features(video[np.flatnonzero(once)])
     whole["mmd"], whole["mmd_p"] = sets.mmd_permutation(mine, real, bandwidth)
+    equal = real[: len(mine)]
+    whole["vendi"] = sets.vendi(mine, bandwidth) / sets.vendi(equal, bandwidth) if len(equal) == len(mine) else np.nan
+    covered = sets.support(mine, equal) if SUPPORT_CLIPS <= len(mine) == len(equal) else {}
+    whole |= {name: covered.get(name, np.nan) for name in ("precision", "recall", "coverage")}
     tables.append(
         pd.DataFrame({"metric": list(whole), "condition": -1, "sample": 0, "value": [float(v) for v in whole.values()]})
     )
@@ -54,7 +59,11 @@ def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
     missing = table["value"].isna()
     table["status"] = np.where(missing, "missing", "ok")
     table["reason"] = np.where(missing, "not observable in this clip", "")
-    alone = missing & (table["metric"] == "turn_diversity")
-    table.loc[alone, "reason"] = "no condition was seen with two or more seeds"
+    for names, reason in (
+        (["turn_diversity"], "no condition was seen with two or more seeds"),
+        (["precision", "recall", "coverage"], f"needs {SUPPORT_CLIPS} to {REFERENCE_CLIPS} conditions, has {len(mine)}"),
+        (["vendi"], f"needs at most {REFERENCE_CLIPS} conditions, has {len(mine)}"),
+    ):
+        table.loc[missing & table["metric"].isin(names), "reason"] = reason
     table.to_parquet(folder / "results.parquet")
     return {"clips": len(video), "bandwidth": bandwidth}

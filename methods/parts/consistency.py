@@ -11,6 +11,7 @@ from flgbench.models.base import VideoModel
 from flgbench.sampling import GuidedVelocity
 from flgbench.settings import Settings
 from flgbench.stage import Batch, Roles, TrainedStage
+from methods.parts.optimizer import adamw
 
 
 class ConsistencySettings(Settings):
@@ -61,7 +62,7 @@ class ConsistencyDistillation(TrainedStage):
         self.model = start.without_blocks(redundant).requires_grad_(True)
         self.target = self.model.copy().requires_grad_(False)
         self.times = flow.euler_times(settings.grid, settings.shift)
-        self.optimizer = torch.optim.AdamW(self.model.transformer.parameters(), lr=settings.lr)
+        self.optimizer = adamw(self.model.transformer, settings.lr)
 
     def student(self) -> VideoModel:
         return self.model

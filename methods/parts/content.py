@@ -19,6 +19,7 @@ from flgbench.models.base import Condition, VideoModel
 from flgbench.settings import Settings
 from flgbench.stage import Batch, Roles, TrainedStage
 from methods.parts.importance import n_redundant
+from methods.parts.optimizer import adamw
 from methods.parts.video_discriminator import VideoDiscriminator, hinge_discriminator_loss, hinge_generator_loss
 
 
@@ -94,18 +95,14 @@ class ContentDistillation(TrainedStage):
         # Where the student's blocks were before the deletion: states are matched at original indices.
         self.matched = [self.teacher.kept_blocks.index(k) for k in self.model.kept_blocks]
         self._optimizers: dict[str, torch.optim.Optimizer] = {
-            "student": torch.optim.AdamW(
-                self.model.transformer.parameters(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=0.01
-            )
+            "student": adamw(self.model.transformer, settings.lr, (0.9, 0.99))
         }
         self.discriminator: VideoDiscriminator | None = None
         if settings.l_mca > 0:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
                 self.discriminator = VideoDiscriminator(self.teacher.latent_shape[0], settings.discriminator_width)
-            self._optimizers["discriminator"] = torch.optim.AdamW(
-                self.discriminator.parameters(), lr=settings.discriminator_lr, betas=(0.0, 0.99), weight_decay=0.01
-            )
+            self._optimizers["discriminator"] = adamw(self.discriminator, settings.discriminator_lr, (0.0, 0.99))
 
     def student(self) -> VideoModel:
         return self.model

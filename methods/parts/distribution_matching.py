@@ -18,6 +18,7 @@ from flgbench.models.base import Condition, VideoModel
 from flgbench.settings import Settings
 from flgbench.stage import Batch, Roles, TrainedStage
 from methods.parts.adversarial import FeatureDiscriminator, discriminator_loss, generator_loss
+from methods.parts.optimizer import adamw
 
 
 class CommonMatchSettings(Settings):
@@ -87,17 +88,13 @@ class DistributionMatching(TrainedStage):
         self.fake = self.make_fake()
         self.times = flow.euler_times(settings.steps, settings.shift)
         self.discriminator = FeatureDiscriminator(self.real) if settings.gan_weight > 0 else None
-
-        def adam(module: nn.Module, lr: float) -> torch.optim.Optimizer:
-            trained = [p for p in module.parameters() if p.requires_grad]
-            return torch.optim.AdamW(trained, lr=lr, betas=(0.0, 0.999), weight_decay=0.01)
-
-        self._optimizers = {
-            "student": adam(self.generator.transformer, settings.lr),
-            "fake": adam(self.fake.transformer, settings.fake_lr),
+        betas = (0.0, 0.999)
+        self._optimizers: dict[str, torch.optim.Optimizer] = {
+            "student": adamw(self.generator.transformer, settings.lr, betas),
+            "fake": adamw(self.fake.transformer, settings.fake_lr, betas),
         }
         if self.discriminator:
-            self._optimizers["discriminator"] = adam(self.discriminator, settings.fake_lr)
+            self._optimizers["discriminator"] = adamw(self.discriminator, settings.fake_lr, betas)
 
     def make_fake(self) -> VideoModel:
         """The network that learns the score of the student's samples."""

@@ -16,6 +16,7 @@ from flgbench.errors import StageFailure
 from flgbench.models.base import VideoModel
 from flgbench.settings import Settings
 from flgbench.stage import Batch, Roles, TrainedStage
+from methods.parts.optimizer import adamw
 
 
 class RecoverySettings(Settings):
@@ -55,9 +56,7 @@ class Recovery(TrainedStage):
         self.redundant: list[int] = roles.json("importance", "importance.json")["redundant"]
         self.drifting = False
         self.model = roles.teacher.copy().requires_grad_(True)
-        self.optimizer = torch.optim.AdamW(
-            self.model.transformer.parameters(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=0.01
-        )
+        self.optimizer = adamw(self.model.transformer, settings.lr, (0.9, 0.99))
 
     def student(self) -> VideoModel:
         return self.model
