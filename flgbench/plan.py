@@ -70,8 +70,10 @@ class RunSettings(Settings):
     methods: tuple[str, ...] = ()
     baselines: tuple[str, ...] = ()
     method_settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    budget: float = Field(12_000, gt=0, description="network passes of training a method, see flgbench.training")
-    training_clips: int = Field(256, ge=16)
+    budget: float = Field(8_000, gt=0, description="network passes of training a method, see flgbench.training")
+    training_clips: int = Field(
+        1024, ge=16, description="with 256, students of distribution matching favour some of the hidden turns"
+    )
     conditions: int = Field(64, ge=2)
     repeated_conditions: int = Field(4, ge=0, description="conditions sampled with 8 seeds, for the hidden factors")
     pairs: int = Field(20, ge=3, description="timed conditions of the latency protocol")

@@ -30,8 +30,8 @@ GUARD_EVERY, LOG_EVERY = 10, 5
 class LoopSettings(Settings):
     """What the loop does around a stage. `budget` is in network passes (see module)."""
 
-    budget: float = Field(12_000, gt=0)
-    batch: int = Field(4, ge=1, description="INFERRED: clips; few passes go further in more and smaller updates")
+    budget: float = Field(8_000, gt=0)
+    batch: int = Field(2, ge=1, description="INFERRED: clips; few passes go further in more and smaller updates")
     accumulate: int = Field(1, ge=1)
     clip_norm: float = Field(10.0, gt=0, description="DMD2's SDXL recipe clips at 10 [P]")
     warmup: int = Field(10, ge=0, description="INFERRED: first iterations, over which all learning rates rise from zero")

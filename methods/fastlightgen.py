@@ -4,18 +4,27 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from flgbench.contracts import Method, StageSpec
+from flgbench.contracts import FamilyPreset, Method, StageSpec
 from flgbench.sampling import SamplerSettings
 from methods.parts.distribution_matching import DistributionMatching, MatchSettings
+from methods.parts.guidance import with_teacher_guidance
 from methods.parts.pruned_start import PrunedStartSettings, pruned_start
 
 
 class WellGuidedMatchSettings(MatchSettings):
-    """Stage III: the paper's optimum for WanX is beta1 = 3.5, beta2 = 0.25; coefficients are drawn from a uniform law."""
+    """Stage III: the paper's optimum for WanX is beta1 = 3.5, beta2 = 0.25; coefficients are drawn from a uniform law.
 
-    lr: float = Field(2e-4, gt=0, description="INFERRED at this scale; FastLightGen's 14B uses 5e-7")
-    beta1: float = Field(3.5, ge=0, description="guidance over the negative caption, standard w; paper Table 5: 3.5")
-    beta1_spread: float = Field(1.0, ge=0, description="INFERRED: range of the uniform law; the paper's was not found")
+    3.5 is 0.7 of Wan's own guidance scale, 5. INFERRED: at another scale it is 0.7 of the teacher's there.
+    """
+
+    beta1: float = Field(
+        3.5,
+        ge=0,
+        description="guidance over the negative caption; paper Table 5: 3.5; INFERRED: unset, 0.7 times the teacher's",
+    )
+    beta1_spread: float = Field(
+        1.0, ge=0, description="INFERRED: range of the uniform law, not found in the paper; unset, 0.2 of the teacher's"
+    )
     beta2: float = Field(0.25, ge=0, description="guidance of the dense over the pruned teacher; paper Table 5: 0.25")
     beta2_spread: float = Field(0.25, ge=0, description="INFERRED: range of the uniform law; the paper's was not found")
 
@@ -34,6 +43,11 @@ class FastLightGen(Method):
     family = "joint"
     changes = "steps: 50 x CFG to 4 passes; size: 30 % of the blocks deleted"
     Settings = FastLightGenSettings
+
+    def __init__(self, settings: FastLightGenSettings, preset: FamilyPreset) -> None:
+        match = with_teacher_guidance(settings.match, "beta1", preset, share=0.7)
+        match = with_teacher_guidance(match, "beta1_spread", preset, share=0.2)
+        super().__init__(settings.model_copy(update={"match": match}), preset)
 
     def stages(self, budget: float) -> list[StageSpec]:
         start = pruned_start(self.settings, budget, self.preset.blocks, "fastlightgen")

@@ -1,4 +1,4 @@
-"""The guidance that a student learns when nothing else is asked for: its teacher's own."""
+"""The guidance that a student learns when nothing else is asked for: in proportion to its teacher's own."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from flgbench.contracts import FamilyPreset
 from flgbench.settings import SettingsT
 
 
-def with_teacher_guidance(settings: SettingsT, field: str, preset: FamilyPreset) -> SettingsT:
-    """`settings` with the family's guidance scale in `field` unless that was set."""
-    return settings if field in settings.model_fields_set else settings.model_copy(update={field: preset.guidance_scale})
+def with_teacher_guidance(settings: SettingsT, field: str, preset: FamilyPreset, share: float = 1.0) -> SettingsT:
+    """`settings` with `share` of the family's guidance scale in `field` unless that was set."""
+    if field in settings.model_fields_set:
+        return settings
+    return settings.model_copy(update={field: share * preset.guidance_scale})
