@@ -34,6 +34,7 @@ from flgbench.options import (
 from flgbench.printing import show_plan, show_submitted, show_summary
 from flgbench.status import as_text, find_run, step_lines, watched
 from flgbench.upkeep import EXAMPLES, check_metrics, doctor, pretrain
+from flgbench.vbench.verbs import app as vbench_app
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -189,6 +190,7 @@ def cancel(name: RunArgument = None, out: Out = Path("flgbench-out")) -> None:
 
 profile_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Resource profiles of SLURM clusters.")
 app.add_typer(profile_app, name="profile")
+app.add_typer(vbench_app, name="vbench")
 
 
 @profile_app.command("check", epilog="Example:  flgbench profile check devcluster")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 # Entry points of the group `flgbench.reports`; the page comes last because it shows what the others wrote.
 BUILT_IN = {
     "main_table": "reports.main_table:build",
+    "comparisons": "reports.comparisons:build",
     "summary": "reports.summary:build",
     "pareto": "reports.pareto:build",
     "waterfall": "reports.waterfall:build",

@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from reports import claims, gallery, main_table, paper_numbers, waterfall
+from reports import claims, comparisons, gallery, main_table, paper_numbers, waterfall
 from reports.aggregates import Estimate, Ratio, estimate, ordered_cells, speedups, verdict
 from reports.catalogue import ACCURACY, BY_KEY, DIVERSITY, FIDELITY, HEADLINE, LATENCY, seconds, times
 from reports.data import Cell, RunData
@@ -63,7 +63,7 @@ def content(run: RunData, out: Path, faults: dict[str, str]) -> dict[str, Any]:
         "unfinished": run.run.finished is None or any(s.status in ("waiting", "running") for s in run.steps),
         "cards": [card(run, c) for c in run.cells if c.kind == "method"],
         "colours": colours,
-        "tables": main_table.tables(run),
+        "tables": [*main_table.tables(run), comparisons.table(run)],
         "stages": stage_rows(run),
         "explained": [(c, waterfall.explain(run, c)) for c in students],
         "figures": figures(run, out),

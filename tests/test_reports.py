@@ -25,7 +25,8 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from flgbench.data import shapes
-from reports import build_all, gallery, main_table, paper_numbers, pareto, waterfall
+from flgbench.metrics.stats import mcnemar
+from reports import build_all, comparisons, gallery, main_table, paper_numbers, pareto, waterfall
 from reports.aggregates import median_interval, speedups, verdict
 from reports.data import COLUMNS, RunData, RunFolderError, load_run
 
@@ -407,6 +408,27 @@ def test_a_collapsed_student_is_below_however_right_its_clips_are(tmp_path: Path
     assert found.answer == "below" and "less diverse: turns of one condition differ 0.00" in found.why
     entry = {row.key: row for row in main_table.accuracy(run).rows}["fastlightgen"].entries["verdict"]
     assert entry.text == "below" and "less diverse" in entry.note
+
+
+def test_differences_are_paired_and_adjusted(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", conditions=40, clips=1)
+    table = pd.read_parquet(folder / "results.parquet")
+    joint = table.metric == "joint"
+    table.loc[joint & (table.cell == "euler-50"), "value"] = 1.0
+    table.loc[joint & (table.cell == "euler-4"), "value"] = 0.0
+    same = table[joint & (table.cell == "euler-50")].assign(cell="fastlightgen")
+    pd.concat([table[~(joint & (table.cell == "fastlightgen"))], same]).to_parquet(folder / "results.parquet")
+    run = load_run(folder)
+    assert [c.cell for c in comparisons.opponents(run)] == ["euler-50", "euler-4", "euler-4-no-cfg"]
+    rows = {row.key: row.entries for row in comparisons.table(run).rows}
+    assert rows["euler-4"]["euler-50"].value == -1 and rows["euler-4"]["euler-50_p"].text == "< 0.001"
+    assert rows["fastlightgen"]["euler-50"].value == 0 and rows["fastlightgen"]["euler-50_p"].value == 1
+    assert rows["fastlightgen"]["euler-4"].text == "+100.0"
+    assert rows["euler-4"]["euler-4"].note == "itself" and not rows["euler-4"]["euler-4"].text
+    assert "collapsed: static" in rows["lcm"]["euler-50"].note and rows["lcm"]["euler-50_p"].value is None
+    once = comparisons.paired(run, "dmd2", "euler-50", "joint").query("sample == 0")
+    raw = mcnemar(once["value"].to_numpy(), once["reference"].to_numpy())
+    assert rows["dmd2"]["euler-50_p"].value >= raw  # Holm never makes a p-value smaller
 
 
 def test_front_needs_separated_intervals(folder: Path) -> None:

@@ -36,7 +36,9 @@ def test_bootstrap_is_seeded_and_ignores_order_and_missing_values() -> None:
     first = stats.bootstrap_mean(values, conditions, seed=7)
     assert first == stats.bootstrap_mean(values[shuffle], conditions[shuffle], seed=7)
     assert first.value == pytest.approx((3 + 2 + 8 + 4) / 4) and first.n == 4
-    assert first != stats.bootstrap_mean(values, conditions, seed=8)
+    assert (first.low, first.high) == (2, 8)  # four conditions: no further than what was seen
+    many = np.random.default_rng(0).normal(size=30)
+    assert stats.bootstrap_mean(many, np.arange(30), seed=7) != stats.bootstrap_mean(many, np.arange(30), seed=8)
 
 
 def test_bootstrap_mean_edges() -> None:
@@ -76,6 +78,23 @@ def test_bootstrap_difference_coverage_and_gain_from_pairing() -> None:
         widths.append(interval.high - interval.low)
     assert 0.90 <= hits / RUNS <= 0.98
     assert np.mean(widths) < 0.5 * 2 * 1.96 * 3 * np.sqrt(2 / 30)  # half of what unpaired means would leave
+
+
+def test_coverage_is_nominal_over_1000_draws() -> None:
+    """As the tables use them: right or wrong clips of 64 conditions, 4 of them with 8 seeds; the true share is 0.8.
+
+    A difference pairs two such cells whose conditions are equally hard for both.
+    """
+    rng, runs = np.random.default_rng(6), 1000
+    conditions = np.concatenate([np.arange(64), np.arange(4).repeat(7)])
+    share = difference = 0
+    for run in range(runs):
+        hard = rng.beta(4, 1, 64)[conditions]
+        a, b = ((rng.random(len(conditions)) < hard).astype(float) for _ in range(2))
+        share += 0.8 in stats.bootstrap_mean(a, conditions, draws=1000, seed=run)
+        difference += 0.0 in stats.bootstrap_difference(a, conditions, b, conditions, draws=1000, seed=run)
+    assert 0.93 <= share / runs <= 0.97
+    assert 0.93 <= difference / runs <= 0.97
 
 
 def test_bootstrap_difference_pairs_by_condition() -> None:

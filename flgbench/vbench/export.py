@@ -1,0 +1,95 @@
+"""Write the clips of one cell of a run as VBench reads them: images/NAME.png, videos/NAME-SAMPLE.mp4, manifest.json."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from safetensors.torch import load_file
+
+from flgbench.data import shapes
+from flgbench.errors import UsageError
+from flgbench.store import Store, sha256, write_json
+
+CODEC = {"codec": "libx264", "crf": "4", "pix_fmt": "yuv420p"}  # nearly lossless: compression would change what is scored
+
+
+def export(run: Path, cell: str, out: Path, fps: int) -> int:
+    """Export the clips of `cell` in the run folder `run` into the new folder `out`; returns their number.
+
+    The folder appears whole or not at all. Raises UsageError for an unknown cell, clips that are not there yet, or an
+    `out` that exists.
+    """
+    if out.exists():
+        raise UsageError(f"{out} exists: name a new folder")
+    store, key = Store(run.parent.parent / "store"), sample_key(run, cell)
+    if not store.is_done(key):
+        raise UsageError(f"cell '{cell}' of {run.name} has no clips yet: let `flgbench run` finish")
+    videos = load_file(store.path(key) / "videos.safetensors")["video"].numpy()
+    identities = json.loads((store.path(key) / "identities.json").read_text())
+    factors = shapes.draw_factors("test", np.arange(max(c for c, _ in identities) + 1))
+    first, captions = shapes.render(factors)[:, 0].numpy(), shapes.captions(factors)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        (work / "videos").mkdir()
+        (work / "images").mkdir()
+        entries = []
+        for video, (condition, sample) in zip(videos, identities, strict=True):
+            name = f"condition{condition:04d}"
+            image, clip = work / "images" / f"{name}.png", work / "videos" / f"{name}-{sample}.mp4"
+            if not image.exists():
+                Image.fromarray(first[condition]).save(image)
+            write_mp4(clip, video, fps)
+            entries.append(_entry(work, image, clip, captions[condition], condition, sample))
+        told: dict[str, Any] = {"run": run.name, "cell": cell, "artifact": key, "fps": fps, "encoding": CODEC}
+        write_json(work / "manifest.json", told | {"note": "procedural clips, not VBench's images", "videos": entries})
+        work.chmod(0o755)
+        work.rename(out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return len(videos)
+
+
+def sample_key(run: Path, cell: str) -> str:
+    """The artifact with the clips of `cell`."""
+    file = run / "steps.json"
+    if not file.exists():
+        raise UsageError(f"run {run.name} has no results yet: let `flgbench run` finish, or see `flgbench status`")
+    steps = [s for s in json.loads(file.read_text()) if s["kind"] == "sample"]
+    found = [s["key"] for s in steps if cell in s["cells"]]
+    if not found:
+        known = ", ".join(sorted({c for s in steps for c in s["cells"]}))
+        raise UsageError(f"no cell '{cell}' in run {run.name}. Cells: {known}")
+    return found[0]
+
+
+def _entry(root: Path, image: Path, clip: Path, caption: str, condition: int, sample: int) -> dict[str, Any]:
+    return {
+        "video": str(clip.relative_to(root)),
+        "video_sha256": sha256(clip),
+        "image": str(image.relative_to(root)),
+        "image_sha256": sha256(image),
+        "caption": caption,
+        "condition": condition,
+        "sample": sample,
+    }
+
+
+def write_mp4(path: Path, video: np.ndarray, fps: int) -> None:
+    """`video` (T, H, W, 3) uint8 as H.264."""
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(CODEC["codec"], rate=fps, options={"crf": CODEC["crf"]})
+        assert isinstance(stream, av.VideoStream)
+        stream.height, stream.width = video.shape[1:3]
+        stream.pix_fmt = CODEC["pix_fmt"]
+        for frame in video:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
