@@ -109,7 +109,10 @@ class Method(ABC):
 
 @dataclass(frozen=True)
 class EvaluationBatch:
-    """Clips to make: their conditions, first frames (B, H, W, 3) uint8, true videos, and (condition, sample) ids."""
+    """Clips to make: their conditions, first frames (B, H, W, 3) uint8, true videos, and (condition, sample) ids.
+
+    Samples after a condition's first have true videos with another draw of what is hidden, as generated ones do.
+    """
 
     condition: Any
     first_frames: torch.Tensor

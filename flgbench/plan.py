@@ -111,8 +111,8 @@ def plan(run: RunSettings, hardware: Mapping[str, Any]) -> Plan:
     def measure(name: str, producer: dict[str, Any], student: str | None) -> tuple[str, str]:
         counts = {"conditions": run.conditions, "repeated_conditions": run.repeated_conditions}
         inputs = {"teacher": teacher, "data": test} | ({"student": student} if student else {})
-        sample = add(Step("sample", name, place | producer | counts, inputs, version=2))
-        return sample, add(Step("quality", name, place, {"data": test, "sample": sample}, version=4))
+        sample = add(Step("sample", name, place | producer | counts, inputs, version=3))
+        return sample, add(Step("quality", name, place, {"data": test, "sample": sample}, version=5))
 
     cells: list[Cell] = []
     for name in run.baselines:

@@ -22,6 +22,7 @@ BUILT_IN = {
     "importance": "reports.importance:build",
     "training_curves": "reports.training_curves:build",
     "filmstrip": "reports.filmstrip:build",
+    "blind_spots": "reports.blind_spots:build",
     "claims": "reports.claims:build",
     "paper_numbers": "reports.paper_numbers:build",
 }

@@ -60,15 +60,23 @@ ACCURACY = (
     _quality("second_present", "Second"),
     _quality("second_colour", "Its colour"),
 )
-FIDELITY = (
+MOTION = (
     _quality("turn_error", "Turn error", "px", 1, 2, "low"),
+    _quality("missing_frames", "Missing", best="low"),
     _quality("motion_ratio", "Motion", "ratio", 1, 2, "one"),
-    _quality("first_frame_psnr", "First frame", "dB", 1, 1, "high"),
-    _quality("sharpness_ratio", "Sharpness", "ratio", 1, 2, "one"),
     _quality("flicker", "Flicker", "grey levels", 1, 2, "low"),
+    _quality("flow_ratio", "Flow", "ratio", 1, 2, None),
+    _quality("interpolation_ratio", "Interpolation", "ratio", 1, 2, None),
+)
+IMAGE = (
+    _quality("first_frame_psnr", "First frame", "dB", 1, 1, "high"),
+    _quality("first_frame_ssim", "SSIM", "", 1, 3, "high"),
+    _quality("sharpness_ratio", "Sharpness", "ratio", 1, 2, "one"),
+    _quality("area_drift", "Area drift", "octaves", 1, 3, "low"),
+    _quality("colour_drift", "Colour drift", "RGB", 1, 1, "low"),
 )
 DIVERSITY = (
-    _quality("turn_diversity", "Turns a condition", "ratio", 1, 2, "high"),
+    _quality("turn_diversity", "Turn variety", "ratio", 1, 2, "high"),
     _quality("hidden_tv_turn", "Turn TV", "", 1, 3, "low"),
     _quality("hidden_tv_side", "Side TV", "", 1, 3, "low"),
     _quality("hidden_tv_entry", "Entry TV", "", 1, 3, "low"),
@@ -87,7 +95,7 @@ LATENCY = (
     Shown("denoise_batched_cfg_s", "Denoise, batched CFG", "s", 1, 3, "low", "both CFG passes in one batch, median"),
 )
 MEMORY = Shown("peak_memory_mb", "Memory", "MB", 1, 0, "low", "peak memory of the process while sampling")
-BY_KEY = {shown.key: shown for shown in (*ACCURACY, *FIDELITY, *DIVERSITY, *LATENCY, MEMORY)}
+BY_KEY = {shown.key: shown for shown in (*ACCURACY, *MOTION, *IMAGE, *DIVERSITY, *LATENCY, MEMORY)}
 LATENCY_KEYS = frozenset(shown.key for shown in LATENCY)
 
 

@@ -11,9 +11,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from reports import claims, comparisons, gallery, main_table, paper_numbers, waterfall
+from reports import blind_spots, claims, comparisons, gallery, main_table, paper_numbers, waterfall
 from reports.aggregates import Estimate, Ratio, estimate, ordered_cells, speedups, verdict
-from reports.catalogue import ACCURACY, BY_KEY, DIVERSITY, FIDELITY, HEADLINE, LATENCY, seconds, times
+from reports.catalogue import ACCURACY, BY_KEY, DIVERSITY, HEADLINE, IMAGE, LATENCY, MOTION, seconds, times
 from reports.data import Cell, RunData
 from reports.style import looks
 
@@ -64,6 +64,7 @@ def content(run: RunData, out: Path, faults: dict[str, str]) -> dict[str, Any]:
         "cards": [card(run, c) for c in run.cells if c.kind == "method"],
         "colours": colours,
         "tables": [*main_table.tables(run), comparisons.table(run)],
+        "measures": blind_spots.table(),
         "stages": stage_rows(run),
         "explained": [(c, waterfall.explain(run, c)) for c in students],
         "figures": figures(run, out),
@@ -133,7 +134,7 @@ def paper_tables(run: RunData) -> dict[str, list[paper_numbers.PaperNumber]]:
 def plot(run: RunData) -> dict[str, Any]:
     """Numbers of the interactive plot: per cell and metric value, low and high (null when missing)."""
     look = looks(run)
-    axes = [*ACCURACY, *FIDELITY, *DIVERSITY]
+    axes = [*ACCURACY, *MOTION, *IMAGE, *DIVERSITY]
     cells = []
     for cell in run.cells:
         if cell.kind == "control" or cell.failed:

@@ -55,7 +55,7 @@ def draw(findings: Sequence[Finding], out: Path) -> list[Path]:
                 found = at[corruption, measure]
                 dark = grid[row, column] == len(SHADES) - 1
                 text = _number(found)
-                axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=5.5, color="w" if dark else INK)
+                axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=4.8, color="w" if dark else INK)
                 if found.designated:
                     axes.add_patch(Rectangle((column, row), 1, 1, fill=False, edgecolor=INK, lw=1.4, zorder=3))
         titles = [BY_KEY[m].title if m in BY_KEY else m for m in MEASURES]

@@ -69,7 +69,7 @@ def test_path_ends_and_derivative(seed: int, t: float) -> None:
 @given(unit, amounts)
 def test_unshift_inverts_shift(u: float, amount: float) -> None:
     t = flow.shift(torch.tensor(u, dtype=torch.float64), amount)
-    assert 0 <= t <= 1
+    assert 0 <= t <= 1 + 1e-12  # rounding may step over 1
     assert flow.unshift(t, amount).item() == pytest.approx(u, abs=1e-12)
 
 

@@ -15,12 +15,13 @@ from flgbench.metrics import sets
 from flgbench.metrics.corruptions import CORRUPTIONS, seeds_of
 from flgbench.metrics.selftest import MEASURES, Finding, check, uncaught
 from flgbench.metrics.table import METRICS, SET_METRICS
+from reports import blind_spots
 from reports.self_test import draw, lines, tabulate
 
 
 @pytest.fixture(scope="module")
 def findings() -> list[Finding]:
-    return check(conditions=48)
+    return check(conditions=64)
 
 
 def test_every_designated_measure_catches_its_damage(findings: list[Finding]) -> None:
@@ -43,6 +44,14 @@ def test_no_measure_sees_everything_and_blindness_is_said(findings: list[Finding
     for measure in MEASURES:
         assert any(f.seen != "caught" for f in findings if f.measure == measure and f.corruption != "none"), measure
     assert ("blur", "direction") in {(f.corruption, f.measure) for f in findings if f.seen == "blind"}
+
+
+def test_the_legend_of_the_reports_is_what_the_measures_do(findings: list[Finding]) -> None:
+    """Write it again: flgbench check-metrics --conditions 64 --out X && cp X/check-metrics.csv reports/blind_spots.csv"""
+    told = pd.read_csv(blind_spots.FILE).set_index(["corruption", "measure"])["seen"].to_dict()
+    assert told == {(f.corruption, f.measure): f.seen for f in findings}
+    rows = {row.key: row.entries for row in blind_spots.table().rows}
+    assert "blur" in rows["direction"]["blind"].text and "blur" in rows["interpolation_ratio"]["caught"].text
 
 
 def test_damage_is_deterministic_and_keeps_the_shape() -> None:

@@ -46,6 +46,20 @@ METRICS: dict[str, MetricInfo] = {
     "direction": MetricInfo("share", True, "moved within 20 degrees of the caption's direction between frames 0 and 8", 1.0),
     "turn_error": MetricInfo("px", False, "centroid error at frame 8, the last frame that is fully determined", 0.0),
     "motion_ratio": MetricInfo("ratio", None, "length of the generated path over the true one, in steps of 4 frames", 1.0),
+    "missing_frames": MetricInfo(
+        "share", False, "frames in which the main object is not found; they are never imputed", 0.0
+    ),
+    "flow_ratio": MetricInfo(
+        "ratio", None, "fastest 5 % of optical flow over the truth's; describes only: jitter raises it", 1.0
+    ),
+    "interpolation_ratio": MetricInfo(
+        "ratio", None, "frames against the mean of their neighbours, over the truth's; blur and standstill lower it", 1.0
+    ),
+    "first_frame_ssim": MetricInfo("similarity", True, "structural similarity of the first frame and the given one", 1.0),
+    "area_drift": MetricInfo("octaves", False, "change of the main object's area from frames 1-5 to 12-16, |log2|", 0.0),
+    "colour_drift": MetricInfo(
+        "RGB distance", False, "change of the main object's core colour from frames 1-5 to 12-16", 0.0
+    ),
     "first_frame_psnr": MetricInfo("dB", True, "first frame against the given one (58.9 dB when identical)", None),
     "sharpness_ratio": MetricInfo("ratio", None, "edge response of the main object over that of the true object", 1.0),
     "flicker": MetricInfo("grey levels", False, "mean absolute second time difference of background luminance", 0.0),

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from flgbench.data import shapes
+from flgbench.metrics.descriptive import against_truth, drifts
 from flgbench.metrics.second import measure_second
 from flgbench.metrics.table import METRICS, MetricInfo
 from flgbench.metrics.tracking import Track, core_colour, overlap, patches, templates, track_main
@@ -59,6 +60,8 @@ def _measure_chunk(video: torch.Tensor, factors: shapes.Factors) -> dict[str, np
         "first_frame_psnr": _first_frame_psnr(video, factors),
         "sharpness_ratio": _sharpness_ratio(track, factors),
         "flicker": _flicker(video, background),
+        **drifts(video, track, factors),
+        **against_truth(video, shapes.render(factors)),
         **_motion(track, factors),
         **measure_second(video, background, track, factors.colour, factors.size),
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import numpy as np
 from safetensors.torch import load_file
 
 from flgbench.data import shapes
+from flgbench.metrics.truth import select
 from flgbench.models.base import Condition, VideoModel
 from flgbench.plan import Step
 from flgbench.registry import registry
@@ -40,6 +43,14 @@ def load_denoiser(step: Step, store: Store, role: str) -> VideoModel:
 
 def test_factors(count: int) -> shapes.Factors:
     return shapes.draw_factors("test", np.arange(count))
+
+
+def true_outcomes(ids: Sequence[tuple[int, int]]) -> shapes.Factors:
+    """Factors of the true clip of every (condition, sample): for samples after the first the hidden turn is drawn anew."""
+    conditions, samples = (np.array(column) for column in zip(*ids, strict=True))
+    own = select(test_factors(int(conditions.max()) + 1), conditions)
+    fresh = shapes.draw_factors("validation", conditions * 1_000 + samples).turn
+    return replace(own, turn=np.where(samples > 0, fresh, own.turn))
 
 
 def identities(conditions: int, repeated_conditions: int, seeds: int = 8) -> list[tuple[int, int]]:

@@ -15,7 +15,7 @@ from flgbench.models.flops import pass_flops
 from flgbench.plan import Step
 from flgbench.registry import resolve
 from flgbench.sampling import SamplerSettings, build_cache, generate
-from flgbench.steps.loading import identities, load_clips, load_denoiser, test_factors
+from flgbench.steps.loading import identities, load_clips, load_denoiser, test_factors, true_outcomes
 from flgbench.store import Store, write_json
 
 CLIPS_AT_ONCE = 4  # on a CPU more do not fit its caches, and each clip takes longer
@@ -27,7 +27,7 @@ def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
     data = load_clips(store.path(step.inputs["data"]))
     ids = identities(settings["conditions"], settings["repeated_conditions"])
     factors = test_factors(settings["conditions"])
-    truth, captions = shapes.render(factors), shapes.captions(factors)
+    first_frames, captions = shapes.render(factors)[:, 0], shapes.captions(factors)
     sampler = SamplerSettings.model_validate(settings["sampler"]) if "sampler" in settings else None
     cache = build_cache(model, sampler) if sampler else None
     if sampler is None:
@@ -39,7 +39,8 @@ def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
         index = torch.tensor([c for c, _ in chosen])
         condition = data.condition.select(index)
         if sampler is None:
-            batch = EvaluationBatch(condition, truth[index, 0], truth[index], chosen)
+            truth = shapes.render(true_outcomes(chosen))
+            batch = EvaluationBatch(condition, first_frames[index], truth, chosen)
             videos.append(baseline.generate(model, batch))
         else:
             latents, nfe = generate(model, condition, chosen, sampler, cache=cache)
@@ -48,7 +49,7 @@ def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
     save_file({"video": torch.cat(videos).contiguous()}, folder / "videos.safetensors")
     write_json(folder / "identities.json", ids)
     attention = attention_backend(model, data.condition) if sampler else ""
-    told = card(truth[:, 0], captions, len(ids), sampler, nfe, attention)
+    told = card(first_frames, captions, len(ids), sampler, nfe, attention)
     facts = {"nfe": nfe, "parameters": model.n_parameters, "blocks": len(model.blocks), "card": told}
     if sampler is None:
         return facts

@@ -1,0 +1,79 @@
+"""Measures that describe a clip more than they judge it, and drifts of the main object.
+
+Smoothness and flow are easily won: interpolation error falls under blur and in frozen clips, flow rises under jitter with
+the motion unchanged. They stand beside the others, as ratios to the truth, and never decide anything.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import torch
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+from flgbench.data import shapes
+from flgbench.metrics.tracking import Track, core_colour, patches
+
+EARLY, LATE = slice(1, 6), slice(12, 17)  # frames between which drifts are taken
+FASTEST = 0.05  # share of pixels whose flow counts, as in VBench's dynamic degree
+STILL = 0.05  # px a frame; added on both sides of the flow's ratio, so that a true standstill divides nothing
+
+
+def drifts(video: torch.Tensor, track: Track, factors: shapes.Factors) -> dict[str, np.ndarray]:
+    """`missing_frames`, `area_drift` and `colour_drift` of the tracked object; NaN where it is not seen early or late."""
+    window, _ = patches(track.weight, track.centre)
+    area = window.sum((-2, -1)).numpy().astype(np.float64)
+    early, late = (_mean(area[:, part], track.found[:, part]) for part in (EARLY, LATE))
+    colour = core_colour(video, track.centre, factors.size)
+    before, after = (_mean(colour[:, part], track.found[:, part, None]) for part in (EARLY, LATE))
+    with np.errstate(divide="ignore"):
+        change = np.abs(np.log2(late / early))
+    return {
+        "missing_frames": 1 - track.found.mean(1),
+        "area_drift": np.where(np.isfinite(change), change, np.nan),
+        "colour_drift": np.linalg.norm(after - before, axis=1),
+    }
+
+
+def _mean(values: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Mean over the second axis of what is known and finite; NaN where nothing is."""
+    known = known & np.isfinite(values)
+    count = known.sum(1)
+    total = np.where(known, values, 0).sum(1)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def against_truth(video: torch.Tensor, truth: torch.Tensor) -> dict[str, np.ndarray]:
+    """`first_frame_ssim`, `interpolation_ratio` and `flow_ratio` of `video` against `truth`, both (N, T, H, W, 3) uint8."""
+    return {
+        "first_frame_ssim": _ssim(video[:, 0], truth[:, 0]),
+        "interpolation_ratio": _interpolation_error(video) / np.maximum(_interpolation_error(truth), 1e-6),
+        "flow_ratio": (_flow(video) + STILL) / (_flow(truth) + STILL),
+    }
+
+
+def _ssim(made: torch.Tensor, due: torch.Tensor) -> np.ndarray:
+    made, due = (x.permute(0, 3, 1, 2).float() for x in (made, due))
+    found = structural_similarity_index_measure(made, due, reduction="none", data_range=255.0)
+    assert isinstance(found, torch.Tensor)
+    return np.atleast_1d(found.numpy()).astype(np.float64)
+
+
+def _interpolation_error(video: torch.Tensor) -> np.ndarray:
+    """Mean absolute difference, in grey levels, of frames to the mean of their neighbours."""
+    frames = video.float()
+    return (frames[:, 1:-1] - (frames[:, :-2] + frames[:, 2:]) / 2).abs().mean((1, 2, 3, 4)).numpy().astype(np.float64)
+
+
+def _flow(video: torch.Tensor) -> np.ndarray:
+    """Mean magnitude (px a frame) of the fastest 5 % of pixels in Farneback's optical flow between neighbouring frames."""
+    cv2.setNumThreads(1)
+    top = max(1, round(FASTEST * video.shape[2] * video.shape[3]))
+    found = np.zeros(len(video))
+    for i, clip in enumerate(video.numpy()):
+        grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in clip]
+        for a, b in zip(grey[:-1], grey[1:], strict=True):
+            flow = cv2.calcOpticalFlowFarneback(a, b, np.zeros((*a.shape, 2), np.float32), 0.5, 3, 9, 2, 5, 1.1, 0)
+            speed = np.partition(np.linalg.norm(flow, axis=-1).ravel(), -top)[-top:]
+            found[i] += speed.mean() / (len(grey) - 1)
+    return found
