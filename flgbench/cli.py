@@ -26,6 +26,7 @@ from flgbench.options import (
     RunArgument,
     Scale,
     Seed,
+    Seeds,
     Set,
     Where,
     resource_profile,
@@ -60,6 +61,7 @@ def run(
     conditions: Conditions = None,
     pairs: Pairs = None,
     seed: Seed = None,
+    seeds: Seeds = None,
     out: Out = Path("flgbench-out"),
     executor: Where = Executor.local,
     profile: ProfileName = None,
@@ -78,7 +80,16 @@ def run(
         raise UsageError("--no-wait needs --executor slurm")
     resources = resource_profile(executor, profile, max_jobs)
     settings = run_settings(
-        methods, baselines, model, scale, assignments, budget=budget, conditions=conditions, pairs=pairs, seed=seed
+        methods,
+        baselines,
+        model,
+        scale,
+        assignments,
+        budget=budget,
+        conditions=conditions,
+        pairs=pairs,
+        seed=seed,
+        seeds=seeds,
     )
     if dry_run:
         show_plan(settings, out, as_json, resources, max_jobs)
@@ -121,6 +132,7 @@ def plan(
     conditions: Conditions = None,
     pairs: Pairs = None,
     seed: Seed = None,
+    seeds: Seeds = None,
     out: Out = Path("flgbench-out"),
     executor: Where = Executor.local,
     profile: ProfileName = None,
@@ -130,7 +142,16 @@ def plan(
     """Print every step of a run: cached or to run. The same as `run --dry-run`."""
     resources = resource_profile(executor, profile, max_jobs)
     settings = run_settings(
-        methods, baselines, model, scale, assignments, budget=budget, conditions=conditions, pairs=pairs, seed=seed
+        methods,
+        baselines,
+        model,
+        scale,
+        assignments,
+        budget=budget,
+        conditions=conditions,
+        pairs=pairs,
+        seed=seed,
+        seeds=seeds,
     )
     show_plan(settings, out, as_json, resources, max_jobs)
 

@@ -50,15 +50,16 @@ def tidy(plan: Plan, store: Store, run: RunSettings, status: Mapping[str, Status
     for cell in plan.cells:
         found = _read(store, cell.quality)
         parts.append(found.assign(cell=cell.name) if found is not None else _missing(cell, cell.quality, status))
-        if latency is not None and cell.sampler is not None:
+        if latency is not None and cell.measures_latency:
             parts.append(latency[latency["cell"] == cell.name])
         else:
-            key = latency_key if cell.sampler is not None else None
+            key = latency_key if cell.measures_latency else None
             parts.append(_missing(cell, key, status, LATENCY))
     table = pd.concat(parts, ignore_index=True)
-    methods = {c.name for c in plan.cells if c.kind == "method"}
-    table["run"], table["family"], table["scale"], table["seed"] = name, run.model, run.scale, run.seed
-    table["method"] = [c if c in methods else "" for c in table["cell"]]
+    methods = {c.name: c.method for c in plan.cells if c.kind == "method"}
+    seeds = {c.name: run.seed + c.repeat for c in plan.cells}
+    table["run"], table["family"], table["scale"] = name, run.model, run.scale
+    table["seed"], table["method"] = table["cell"].map(seeds), table["cell"].map(methods).fillna("")
     table["higher_is_better"] = table["higher_is_better"].astype("boolean")
     table["value"] = table["value"].astype(float)
     return table[list(COLUMNS)]
@@ -72,7 +73,9 @@ def _missing(
     cell: Cell, key: str | None, status: Mapping[str, Status], metrics: tuple[str, ...] = tuple(METRICS | SET_METRICS)
 ) -> pd.DataFrame:
     if key is None:
-        reason = "no network to time" if cell.sampler is None else "not timed: the run has no reference to compare with"
+        reason = "not timed: the run has no reference to compare with"
+        if cell.sampler is None or cell.repeat:
+            reason = f"not timed: the first training of {cell.method} is" if cell.repeat else "no network to time"
     else:
         reason = f"{status[key].state}: {status[key].reason}".rstrip(": ")
     return pd.DataFrame(
@@ -105,7 +108,8 @@ def _cell_record(cell: Cell, plan: Plan, store: Store, status: Mapping[str, Stat
     told = trained or (network and not cell.stages)  # a sampler of the teacher trains nothing: 0 is its true cost
     return {
         "cell": cell.name,
-        "method": cell.name if cell.kind == "method" else "",
+        "method": cell.method if cell.kind == "method" else "",
+        "repeat": cell.repeat,
         "label": cell.label,
         "kind": cell.kind,
         "family": cell.family,

@@ -36,6 +36,7 @@ Budget = Annotated[float | None, typer.Option("--budget", help="Training budget 
 Conditions = Annotated[int | None, typer.Option("--conditions", help="Test conditions (first frame + caption).")]
 Pairs = Annotated[int | None, typer.Option("--pairs", help="Timed conditions of the latency protocol.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Training seed.")]
+Seeds = Annotated[int | None, typer.Option("--seeds", help="Trainings of each method, with seeds from --seed on.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Where = Annotated[Executor, typer.Option("--executor", help="Where steps run.")]
 ProfileName = Annotated[str | None, typer.Option("--profile", help="slurm: resource profile, a name or a .toml file.")]

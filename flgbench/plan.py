@@ -51,6 +51,12 @@ class Cell:
     timed: str | None  # the same where the student's network is not the teacher's: only then its latency needs it
     sample: str
     quality: str
+    repeat: int = 0  # of several trainings of one method: 0 is the first, which is timed
+    method: str = ""  # of a method's cell its name, which all repeats share
+
+    @property
+    def measures_latency(self) -> bool:
+        return self.sampler is not None and self.repeat == 0
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,7 @@ class RunSettings(Settings):
     repeated_conditions: int = Field(4, ge=0, description="conditions sampled with 8 seeds, for the hidden factors")
     pairs: int = Field(20, ge=3, description="timed conditions of the latency protocol")
     seed: int = Field(0, ge=0)
+    seeds: int = Field(1, ge=1, le=100, description="trainings of each method, with seeds from `seed` on")
     threads: int = Field(1, ge=1, description="threads of a latency measurement")
 
 
@@ -126,9 +133,13 @@ def plan(run: RunSettings, hardware: Mapping[str, Any]) -> Plan:
         told = (name, cls.label, cls.kind, "none", cls.changes, sampler, shown, notes)
         cells.append(Cell(*told, stages=[], student=None, timed=None, sample=sample, quality=quality))
     for name in run.methods:
-        cells.append(_method_cell(run, name, preset, place, {"teacher": teacher, "data": training}, add, measure))
+        roles = {"teacher": teacher, "data": training}
+        first = _method_cell(run, name, preset, place, roles, add, measure)
+        trained = any(steps[key].settings.get("loop") for _, key in first.stages)  # nothing varies without training
+        repeats = range(1, run.seeds if trained else 1)
+        cells += [first, *(_method_cell(run, name, preset, place, roles, add, measure, repeat=r) for r in repeats)]
 
-    timed = {c.name: c for c in cells if c.sampler is not None}
+    timed = {c.name: c for c in cells if c.measures_latency}
     students = {f"student:{c.name}": c.timed for c in timed.values() if c.timed}
     samplers = {c.name: _record(c.sampler) for c in timed.values() if c.sampler}
     reference = next((c.name for c in cells if c.kind == "reference"), None)
@@ -155,7 +166,9 @@ def _inferred(prefix: str, settings: Settings) -> list[dict[str, Any]]:
     return [{"setting": prefix + k, "value": getattr(settings, k), "note": why} for k, why in settings.inferred().items()]
 
 
-def _method_cell(run: RunSettings, name: str, preset: FamilyPreset, place: dict, inputs: dict, add, measure) -> Cell:
+def _method_cell(
+    run: RunSettings, name: str, preset: FamilyPreset, place: dict, inputs: dict, add, measure, repeat: int = 0
+) -> Cell:
     cls = registry("methods").get(name)
     method: Method = cls(build_settings(cls.Settings, run.method_settings.get(name, {}), name), preset)
     keys: dict[str, str] = {}
@@ -165,7 +178,7 @@ def _method_cell(run: RunSettings, name: str, preset: FamilyPreset, place: dict,
         parents = {role: keys[earlier] for role, earlier in spec.inputs.items()}
         content = place | {"stage": target_of(spec.stage), "settings": spec.settings.model_dump(mode="json")}
         if spec.budget > 0:
-            loops.append(LoopSettings(budget=spec.budget, seed=run.seed))
+            loops.append(LoopSettings(budget=spec.budget, seed=run.seed + repeat))
             content["loop"] = loops[-1].model_dump(mode="json", exclude={"checkpoint_seconds"})
         keys[spec.name] = add(Step("train", spec.name, content, inputs | parents, version=spec.stage.version))
         inferred += _inferred(f"{spec.name}.", spec.settings)
@@ -175,10 +188,12 @@ def _method_cell(run: RunSettings, name: str, preset: FamilyPreset, place: dict,
     inferred += [entry for entry in _inferred("", method.settings) if entry["setting"] not in handed_on]
     student = list(keys.values())[-1]
     sampler = method.sampler()
-    sample, quality = measure(name, {"sampler": _record(sampler)}, student)
+    seed = run.seed + repeat
+    own = f"{name}-seed{seed}" if repeat else name
+    sample, quality = measure(own, {"sampler": _record(sampler)}, student)
     return Cell(
-        name,
-        cls.label,
+        own,
+        f"{cls.label}, seed {seed}" if repeat else cls.label,
         cls.kind,
         cls.family,
         cls.changes,
@@ -190,4 +205,6 @@ def _method_cell(run: RunSettings, name: str, preset: FamilyPreset, place: dict,
         None if method.keeps_network() else student,
         sample,
         quality,
+        repeat,
+        name,
     )

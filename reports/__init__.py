@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 BUILT_IN = {
     "main_table": "reports.main_table:build",
     "comparisons": "reports.comparisons:build",
+    "trainings": "reports.trainings:build",
     "summary": "reports.summary:build",
     "pareto": "reports.pareto:build",
     "waterfall": "reports.waterfall:build",

@@ -52,6 +52,7 @@ class Cell(_Record):
 
     cell: str
     method: str
+    repeat: int = 0  # which of several trainings of the method
     label: str
     kind: Literal["reference", "method", "baseline", "control"]
     family: str = "none"

@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from reports import blind_spots, claims, comparisons, gallery, main_table, paper_numbers, waterfall
+from reports import blind_spots, claims, comparisons, gallery, main_table, paper_numbers, trainings, waterfall
 from reports.aggregates import Estimate, Ratio, estimate, ordered_cells, speedups, verdict
 from reports.catalogue import ACCURACY, BY_KEY, DIVERSITY, HEADLINE, IMAGE, LATENCY, MOTION, seconds, times
 from reports.data import Cell, RunData
@@ -50,6 +50,7 @@ def render(run: RunData, out: Path, faults: dict[str, str]) -> list[Path]:
 def content(run: RunData, out: Path, faults: dict[str, str]) -> dict[str, Any]:
     """Everything that the template shows."""
     look = looks(run)
+    several = [t for t in (trainings.table(run),) if t.rows]
     colours = {name: each.colour for name, each in look.items()}
     students = [c for c in run.cells if c.kind in ("method", "baseline") and not c.failed]
     return {
@@ -63,7 +64,7 @@ def content(run: RunData, out: Path, faults: dict[str, str]) -> dict[str, Any]:
         "unfinished": run.run.finished is None or any(s.status in ("waiting", "running") for s in run.steps),
         "cards": [card(run, c) for c in run.cells if c.kind == "method"],
         "colours": colours,
-        "tables": [*main_table.tables(run), comparisons.table(run)],
+        "tables": [*main_table.tables(run), comparisons.table(run), *several],
         "measures": blind_spots.table(),
         "stages": stage_rows(run),
         "explained": [(c, waterfall.explain(run, c)) for c in students],

@@ -181,3 +181,24 @@ def test_each_slot_sees_its_own_gpu() -> None:
 def _device_after(seconds: float) -> str:
     time.sleep(seconds)
     return os.environ["CUDA_VISIBLE_DEVICES"]
+
+
+def test_several_trainings_of_a_method() -> None:
+    """Only what depends on the training is repeated: not stage I, not an untrained method, not the timing."""
+    settings = {"methods": ("fastlightgen", "f3_pruning"), "baselines": ("euler",)}
+    once, thrice = plan(RunSettings(**settings), {}), plan(RunSettings(**settings, seeds=3), {})
+    trainings = ["fastlightgen", "fastlightgen-seed1", "fastlightgen-seed2"]
+    assert [c.name for c in thrice.cells] == ["euler", *trainings, "f3_pruning"]
+    assert set(once.steps) < set(thrice.steps)
+    new = [thrice.steps[key] for key in thrice.steps if key not in once.steps]
+    assert sorted(f"{s.kind} {s.name}" for s in new) == sorted(
+        f"{kind} {name}"
+        for seed in (1, 2)
+        for kind, name in (
+            ("train", "recover"),
+            ("train", "match"),
+            ("sample", f"fastlightgen-seed{seed}"),
+            ("quality", f"fastlightgen-seed{seed}"),
+        )
+    )
+    assert {c.method for c in thrice.cells if c.kind == "method"} == {"fastlightgen", "f3_pruning"}

@@ -26,7 +26,7 @@ from safetensors.numpy import save_file
 
 from flgbench.data import shapes
 from flgbench.metrics.stats import mcnemar
-from reports import build_all, comparisons, gallery, main_table, paper_numbers, pareto, waterfall
+from reports import build_all, comparisons, gallery, main_table, paper_numbers, pareto, trainings, waterfall
 from reports.aggregates import median_interval, speedups, verdict
 from reports.data import COLUMNS, RunData, RunFolderError, load_run
 
@@ -429,6 +429,30 @@ def test_differences_are_paired_and_adjusted(tmp_path: Path) -> None:
     once = comparisons.paired(run, "dmd2", "euler-50", "joint").query("sample == 0")
     raw = mcnemar(once["value"].to_numpy(), once["reference"].to_numpy())
     assert rows["dmd2"]["euler-50_p"].value >= raw  # Holm never makes a p-value smaller
+
+
+def test_several_trainings(tmp_path: Path) -> None:
+    source = make_run(tmp_path / "run", conditions=30, samples=1, clips=1)
+
+    def change(cells: list[dict[str, Any]]) -> None:
+        dmd2 = next(c for c in cells if c["cell"] == "dmd2")
+        cells.append(dmd2 | {"cell": "dmd2-seed1", "label": "DMD2, seed 1", "repeat": 1})
+        failed = {"cell": "dmd2-seed2", "label": "DMD2, seed 2", "repeat": 2, "status": "failed", "reason": "NaN"}
+        cells.append(dmd2 | failed)
+
+    folder = rewritten(source, tmp_path / "several", "cells.json", change)
+    table = pd.read_parquet(folder / "results.parquet")
+    quality = table[(table.cell == "dmd2") & ~table.metric.str.endswith("_s")].assign(cell="dmd2-seed1")
+    quality.loc[quality.metric == "joint", "value"] = 1.0
+    pd.concat([table, quality]).to_parquet(folder / "results.parquet")
+    run = load_run(folder)
+    (row,) = trainings.table(run).rows
+    first = table[(table.cell == "dmd2") & (table.metric == "joint")].value.mean()
+    assert row.key == "dmd2" and row.entries["n"].text == "2" and "NaN" in row.entries["n"].note
+    assert row.entries["mean"].value == pytest.approx((first + 1) / 2)
+    assert row.entries["spread"].value == pytest.approx((1 - first) / np.sqrt(2))
+    assert trainings.build(load_run(source), tmp_path) == []
+    assert "Several trainings" in build_all(folder).read_text()
 
 
 def test_front_needs_separated_intervals(folder: Path) -> None:

@@ -161,6 +161,21 @@ def test_speedup_coverage() -> None:
     assert 0.90 <= hits / RUNS <= 0.98
 
 
+def test_over_trainings_closed_form_and_coverage() -> None:
+    # No condition differs from another, and nothing is left: the t-interval of the trainings' means.
+    values = np.array([0.5, 0.7, 0.6])[:, None].repeat(8, 1)
+    found, half = stats.over_trainings(values), 4.3027 * 0.1 / np.sqrt(3)
+    assert (found.value, found.n) == (pytest.approx(0.6), 3) and found.high - found.value == pytest.approx(half, rel=1e-3)
+    assert np.isnan(stats.over_trainings(values[:1]).low)
+    with pytest.raises(ValueError, match=r"\(trainings, conditions\)"):
+        stats.over_trainings(values[0])
+    rng, hits = np.random.default_rng(8), 0
+    for _ in range(1000):
+        share = np.clip(0.8 + rng.normal(0, 0.05, (3, 1)) + rng.normal(0, 0.1, (1, 64)), 0, 1)
+        hits += 0.8 in stats.over_trainings((rng.random((3, 64)) < share).astype(float))
+    assert 0.93 <= hits / 1000 <= 0.98
+
+
 def test_mcnemar_exact() -> None:
     a = np.array([1] * 9 + [0] + [1] * 5 + [0] * 3 + [np.nan])
     b = np.array([0] * 9 + [1] + [1] * 5 + [0] * 3 + [1])

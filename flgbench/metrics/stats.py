@@ -139,6 +139,32 @@ def speedup(reference_seconds: np.ndarray, seconds: np.ndarray, level: float = 0
     return Interval(float(np.exp(mean)), float(np.exp(mean - half)), float(np.exp(mean + half)), n)
 
 
+def over_trainings(values: np.ndarray, level: float = 0.95) -> Interval:
+    """Mean of `values` (trainings S, conditions C) with an interval for other trainings on other conditions; n = S.
+
+    Both are sampled. Two-way random effects: the variance of the mean is (MS_S + MS_C - MS_SC) / SC from the mean squares
+    of trainings, conditions and rest, and the t-quantile has Satterthwaite's degrees of freedom.
+    """
+    values = np.asarray(values, np.float64)
+    if values.ndim != 2 or not np.isfinite(values).all():
+        raise ValueError(f"expected finite values (trainings, conditions), got {values.shape}")
+    s, c = values.shape
+    value = float(values.mean()) if values.size else _NAN
+    if min(s, c) < 2:
+        return Interval(value, _NAN, _NAN, s)
+    by_training, by_condition = values.mean(1, keepdims=True), values.mean(0, keepdims=True)
+    rest = values - by_training - by_condition + value
+    squares = np.array([c * by_training.var(ddof=1), s * by_condition.var(ddof=1), (rest**2).sum() / ((s - 1) * (c - 1))])
+    freedom = np.array([s - 1, c - 1, (s - 1) * (c - 1)])
+    # An estimate of a variance can come out below that of one of its parts, by chance.
+    variance = max(squares @ [1, 1, -1], squares[:2].max())
+    if variance == 0:
+        return Interval(value, value, value, s)
+    degrees = max(1.0, variance**2 / (squares**2 / freedom).sum())
+    half = float(special.stdtrit(degrees, 0.5 + level / 2)) * float(np.sqrt(variance / (s * c)))
+    return Interval(value, value - half, value + half, s)
+
+
 def mcnemar(a: np.ndarray, b: np.ndarray) -> float:
     """Two-sided exact p-value that two paired 0/1 outcomes (n,) are right equally often; pairs with a NaN are left out.
 
