@@ -144,7 +144,7 @@ def estimate(run: RunData, cell: str, metric: str) -> Estimate:
     if metric in LATENCY_KEYS:
         value, low, high = median_interval(values)
     else:
-        interval = bootstrap_mean(values, conditions)
+        interval = bootstrap_mean(values, conditions, share=bool((ok["unit"] == "share").all()))
         value, low, high = interval.value, interval.low, interval.high
     return Estimate(cell, metric, value, _finite(low), _finite(high), len(values), missing, partly)
 

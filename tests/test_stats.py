@@ -53,6 +53,12 @@ def test_bootstrap_mean_edges() -> None:
         stats.bootstrap_mean(np.ones(3), np.arange(4))
 
 
+def test_only_a_share_of_all_zeros_is_uncertain_by_itself() -> None:
+    zeros, conditions = np.zeros(64), np.arange(64)
+    assert stats.bootstrap_mean(zeros, conditions).high == pytest.approx(stats.wilson(0, 64).high)
+    assert stats.bootstrap_mean(zeros, conditions, share=False).high == 0  # 64 clips without flicker, in grey levels
+
+
 def test_bca_shifts_towards_the_long_tail() -> None:
     interval = stats.bootstrap_mean(np.random.default_rng(2).exponential(size=40), np.arange(40))
     assert interval.high - interval.value > 1.1 * (interval.value - interval.low)

@@ -67,15 +67,20 @@ def _bootstrap(means: np.ndarray, level: float, draws: int, seed: int, skewed: b
 
 
 def bootstrap_mean(
-    values: np.ndarray, conditions: np.ndarray, level: float = 0.95, draws: int = DRAWS, seed: int = 0
+    values: np.ndarray,
+    conditions: np.ndarray,
+    level: float = 0.95,
+    draws: int = DRAWS,
+    seed: int = 0,
+    share: bool = True,
 ) -> Interval:
     """Mean over conditions of each condition's mean, with a BCa interval from resampling conditions.
 
-    NaN values are left out. If all conditions are 0, or all are 1, a bootstrap shows no spread at all: the interval is
-    then the Wilson one with the number of conditions.
+    NaN values are left out. If all conditions of a `share` are 0, or all are 1, a bootstrap shows no spread at all: the
+    interval is then the Wilson one with the number of conditions.
     """
     _, means = condition_means(values, conditions)
-    if len(means) and (np.all(means == 0) or np.all(means == 1)):
+    if share and len(means) and (np.all(means == 0) or np.all(means == 1)):
         return wilson(int(means.sum()), len(means), level)
     return _bootstrap(means, level, draws, seed, skewed=True)
 
