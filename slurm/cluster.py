@@ -17,7 +17,7 @@ from flgbench.runner import BLOCKED, CACHED, FAILED, RUNNING, WAITING, Status, i
 from flgbench.settings import build_settings
 from flgbench.store import Store, write_json
 from slurm import launcher, scheduler, state
-from slurm.check import check_profile
+from slurm.check import check_profile, check_shared
 from slurm.profiles import Profile
 from slurm.queue import Queue
 
@@ -63,6 +63,7 @@ def execute(
     cached = [key for key, s in initial_status(plan, store).items() if s.state == CACHED]
     if len(cached) < len(plan.steps):
         check_profile(profile, sorted({plan.steps[key].kind for key in plan.steps if key not in cached}))
+        check_shared(out, profile)
     runs.check_writable(out)
     folder = out / "runs" / runs.run_name(settings)
     (folder / "slurm").mkdir(parents=True, exist_ok=True)

@@ -79,6 +79,7 @@ class Profile(Resources):
     name: str
     signal_seconds: int = Field(60, ge=5, description="from SLURM's warning to the end of the time")
     max_timeouts: int = Field(1000, ge=0, description="time limits reached before a step counts as failed")
+    shared_folder: bool = Field(False, description="the nodes mount the output folder, though it is a local disk here")
     hardware: Hardware = Hardware()
     kinds: dict[str, dict[str, Any]] = Field(default_factory=dict)
 

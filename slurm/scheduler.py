@@ -65,6 +65,11 @@ def partitions() -> dict[str, Partition]:
     return found
 
 
+def hosts() -> set[str]:
+    """Host names of all nodes, without their domains."""
+    return {line.strip().partition(".")[0] for line in call("sinfo", "-h", "-o", "%n").splitlines() if line.strip()}
+
+
 def minutes(limit: str) -> int | None:
     """SLURM's [D-]HH:MM:SS or MM:SS in whole minutes; None for no limit."""
     if not re.fullmatch(r"(\d+-)?[\d:]+", limit):

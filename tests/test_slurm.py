@@ -16,6 +16,7 @@ from flgbench.registry import registry
 from flgbench.runner import BLOCKED, CACHED, DONE, FAILED, RUNNING, WAITING, Status
 from flgbench.store import Store
 from slurm import cluster, job, profiles, scheduler, state
+from slurm.check import filesystem
 from slurm.grouping import Array, group
 from slurm.profiles import load_profile
 from slurm.queue import Record
@@ -217,6 +218,17 @@ def test_a_job_refuses_to_time_other_hardware(tmp_path: Path) -> None:
 def test_wrong_options(arguments: list[str], words: list[str], flgbench: Flgbench, tmp_path: Path) -> None:
     assert_refused(flgbench("run", *SMALL, "--out", "out", *arguments), *words)
     assert not (tmp_path / "out").exists()
+
+
+def test_file_systems(tmp_path: Path) -> None:
+    mounts = tmp_path / "mounts"
+    mounts.write_text(
+        "overlay / overlay rw 0 0\nserver:/home /home nfs4 rw 0 0\n/dev/sdb /home/local\\040disk xfs rw 0 0\n"
+    )
+    known = {"/home/me/out": "nfs4", "/home/local disk/out": "xfs", "/scratch": "overlay", "/": "overlay"}
+    for folder, kind in known.items():
+        assert filesystem(Path(folder), mounts) == kind
+    assert filesystem(tmp_path, tmp_path / "none") == "" != filesystem(tmp_path)
 
 
 def test_no_slurm_on_this_machine(flgbench: Flgbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,11 +22,12 @@ import pytest
 from conftest import Flgbench, assert_refused
 from toy_plans import ON_DEVCLUSTER, SMALL, chains, toy_plan, write
 
-from flgbench.plan import Plan
+from flgbench.errors import UsageError
+from flgbench.plan import Plan, RunSettings
 from flgbench.runner import BLOCKED, DONE, FAILED
 from flgbench.store import Store
 from slurm import cluster, launcher, profiles, scheduler
-from slurm.check import check_profile
+from slurm.check import LOCAL, check_profile, check_shared, filesystem
 from slurm.profiles import load_profile
 from slurm.queue import Queue
 
@@ -154,6 +155,17 @@ def test_requests_that_cannot_be_met(slurm: None, flgbench: Flgbench, tmp_path: 
         assert_refused(flgbench(*run), word)
     assert not (tmp_path / "out").exists()
     wait_for(lambda: not scheduler.queue(), 30)
+
+
+def test_a_folder_that_other_machines_do_not_see(slurm: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The nodes are this machine; to a login machine of another name they are not."""
+    check_shared(tmp_path, PROFILE)
+    assert filesystem(tmp_path) in LOCAL
+    monkeypatch.setattr("platform.node", lambda: "login")
+    with pytest.raises(UsageError, match=r"of this machine \(login\), which the nodes .* may not see"):
+        cluster.execute(RunSettings(baselines=("real",)), tmp_path / "out", PROFILE, None, True, "")
+    assert not (tmp_path / "out").exists() and not scheduler.queue()
+    check_shared(tmp_path, PROFILE.model_copy(update={"shared_folder": True}))
 
 
 def test_a_small_run_by_its_verbs(slurm: None, flgbench: Flgbench, tmp_path: Path) -> None:
