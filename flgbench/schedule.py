@@ -10,6 +10,7 @@ from flgbench.plan import Plan, Step
 Seconds = Callable[[Step], float]
 CLIP = 12.0  # measuring or encoding one clip, in network passes
 WARM_UP = 5  # timed clips of a latency step besides its conditions
+TRAINED = 1.3  # a training pass, in small batches and with its optimiser, over a sampling pass
 
 
 def estimate(step: Step) -> float:
@@ -17,7 +18,7 @@ def estimate(step: Step) -> float:
     told = step.settings
     clips = told.get("conditions", 0) + 7 * told.get("repeated_conditions", 0)
     if step.kind == "train":
-        return told["loop"]["budget"] if "loop" in told else 700.0
+        return TRAINED * told["loop"]["budget"] if "loop" in told else 700.0
     if step.kind == "sample":
         return clips * (CLIP / 4 + _passes(told.get("sampler")))
     if step.kind == "latency":
