@@ -140,20 +140,24 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Print every step of a run: cached or to run. The same as `run --dry-run`."""
-    resources = resource_profile(executor, profile, max_jobs)
-    settings = run_settings(
+    run(
         methods,
         baselines,
         model,
         scale,
         assignments,
-        budget=budget,
-        conditions=conditions,
-        pairs=pairs,
-        seed=seed,
-        seeds=seeds,
+        budget,
+        conditions,
+        pairs,
+        seed,
+        seeds,
+        out,
+        executor,
+        profile,
+        max_jobs,
+        dry_run=True,
+        as_json=as_json,
     )
-    show_plan(settings, out, as_json, resources, max_jobs)
 
 
 @app.command(epilog="Examples:  flgbench status --out flgbench-out  |  flgbench status --watch")

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from flgbench.data import shapes
+from flgbench.data.captions import captions_of
 from flgbench.metrics.table import COLUMNS, METRICS, SET_METRICS
 from flgbench.plan import Cell, Plan, RunSettings
 from flgbench.runner import BLOCKED, CACHED, DONE, FAILED, Status
@@ -73,9 +74,10 @@ def _missing(
     cell: Cell, key: str | None, status: Mapping[str, Status], metrics: tuple[str, ...] = tuple(METRICS | SET_METRICS)
 ) -> pd.DataFrame:
     if key is None:
-        reason = "not timed: the run has no reference to compare with"
-        if cell.sampler is None or cell.repeat:
-            reason = f"not timed: the first training of {cell.method} is" if cell.repeat else "no network to time"
+        if cell.repeat:
+            reason = f"not timed: the first training of {cell.method} is"
+        else:
+            reason = "no network to time" if cell.sampler is None else "not timed: the run has no reference to compare with"
     else:
         reason = f"{status[key].state}: {status[key].reason}".rstrip(": ")
     return pd.DataFrame(
@@ -187,7 +189,7 @@ def _write_gallery(plan: Plan, store: Store, run: RunSettings, folder: Path) -> 
         "background": shapes.BACKGROUNDS,
     }
     records = []
-    for i, caption in enumerate(shapes.captions(factors)):
+    for i, caption in enumerate(captions_of(factors)):
         named = {key: table[getattr(factors, key)[i]] for key, table in words.items()}
         records.append({"condition": i, "caption": caption} | named)
     (gallery / "conditions.json").write_text(json.dumps(records, indent=1))

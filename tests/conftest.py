@@ -14,6 +14,7 @@ from transformers import UMT5Config, UMT5EncoderModel
 
 from flgbench import cli, training
 from flgbench.data import shapes
+from flgbench.data.captions import captions_of
 from flgbench.models.folded_conv import fold_convolutions
 from flgbench.models.tiny.wanx import TEXT, TEXT_LENGTH, TRANSFORMER, build_tokenizer
 from flgbench.models.tiny.wanx_vae import CONFIG
@@ -50,7 +51,7 @@ def build_tiny_data(model: WanX) -> TrainingData:
     """Random latents under true conditions: the tests ask how training runs, not what it learns."""
     factors = shapes.draw_factors("train", np.arange(CLIPS))
     latents = torch.randn((CLIPS, *model.latent_shape), generator=torch.Generator().manual_seed(2))
-    return TrainingData(latents, model.condition(shapes.render(factors)[:, 0], shapes.captions(factors)))
+    return TrainingData(latents, model.condition(shapes.render(factors)[:, 0], captions_of(factors)))
 
 
 @pytest.fixture(scope="session")

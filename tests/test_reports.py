@@ -25,6 +25,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from flgbench.data import shapes
+from flgbench.data.captions import captions_of
 from flgbench.metrics.stats import mcnemar
 from reports import build_all, comparisons, gallery, main_table, paper_numbers, pareto, trainings, waterfall
 from reports.aggregates import median_interval, speedups, verdict
@@ -200,7 +201,7 @@ def make_clips(count: int) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]
     """Real procedural clips, and clips with other hidden factors, blurred or frozen, in the place of generated ones."""
     factors = shapes.draw_factors("test", range(count))
     truth = shapes.render(factors)
-    captions = shapes.captions(factors)
+    captions = captions_of(factors)
     conditions = [
         {
             "condition": i,

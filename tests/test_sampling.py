@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from flgbench import flow
 from flgbench.data import shapes
+from flgbench.data.captions import captions_of
 from flgbench.models.wanx import WanX
 from flgbench.sampling import GuidedVelocity, SamplerSettings, clip_noise, euler, generate
 from flgbench.stage import TrainingData
@@ -85,7 +86,7 @@ def test_stock_pipeline_makes_the_same_latents(tiny_model: WanX, tmp_path: Path)
     pipeline = WanImageToVideoPipeline.from_pretrained(tmp_path, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     factors = shapes.draw_factors("test", [3])
-    image, caption = shapes.render(factors)[:, 0], shapes.captions(factors)
+    image, caption = shapes.render(factors)[:, 0], captions_of(factors)
     noise = clip_noise(3, 0, 0, tiny_model.latent_shape)[None]
     made = pipeline(
         image=image[0].permute(2, 0, 1)[None].float() / 255,

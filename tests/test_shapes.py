@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import chi2_contingency, chisquare
 
 from flgbench.data import shapes
+from flgbench.data.captions import SYNONYMS, captions_of, vocabulary
 
 DRAWS = 4000
 HIDDEN = ("turn", "side", "entry", "shape2")
@@ -182,22 +183,22 @@ def test_masks_are_what_is_drawn(few: shapes.Factors) -> None:
 def named(caption: str, factor: str) -> set[str]:
     """Values of `factor` that the caption names; of nested phrases ('down' in 'down and left') only the longest."""
     padded = f" {caption} "
-    found = {w: value for value in TOLD[factor] for w in shapes._SYNONYMS[value] if f" {w} " in padded}
+    found = {w: value for value in TOLD[factor] for w in SYNONYMS[value] if f" {w} " in padded}
     return {value for w, value in found.items() if not any(w != v and f" {w} " in f" {v} " for v in found)}
 
 
 def test_captions_tell_everything_but_what_is_hidden() -> None:
     some = shapes.draw_factors("train", np.arange(300))
-    for n, caption in enumerate(shapes.captions(some)):
+    for n, caption in enumerate(captions_of(some)):
         for factor, names in TOLD.items():
             assert named(caption, factor) == {names[getattr(some, factor)[n]]}, caption
         assert set(shapes.COLOURS) & set(caption.split()) == {shapes.COLOURS[some.colour[n]]}, caption
-    assert shapes.captions(other_hidden(some)) == shapes.captions(some)
+    assert captions_of(other_hidden(some)) == captions_of(some)
 
 
 def test_captions_vary_and_stay_in_the_vocabulary(many: shapes.Factors) -> None:
-    lines = shapes.captions(many)
+    lines = captions_of(many)
     used = {word for line in lines for word in line.split()}
-    assert used == set(shapes.vocabulary())  # no word is unknown to the tokenizer, and none is there for nothing
+    assert used == set(vocabulary())  # no word is unknown to the tokenizer, and none is there for nothing
     assert len(set(lines)) > 0.9 * DRAWS
     assert max(len(line.split()) for line in lines) <= 19  # and the end token fits into 20

@@ -9,6 +9,7 @@ from diffusers import WanImageToVideoPipeline
 from PIL import Image
 
 from flgbench.data import shapes
+from flgbench.data.captions import captions_of
 from flgbench.errors import UsageError
 from flgbench.models import families
 from flgbench.models.families import WanXFamily
@@ -23,7 +24,7 @@ def test_stock_pipeline_makes_our_clip() -> None:
     pipeline = WanImageToVideoPipeline.from_pretrained(family.folder("tiny"))
     pipeline.set_progress_bar_config(disable=True)
     factors = shapes.draw_factors("validation", np.arange(1))
-    first, caption = shapes.render(factors)[:, 0], shapes.captions(factors)
+    first, caption = shapes.render(factors)[:, 0], captions_of(factors)
     noise = clip_noise(0, 0, 0, ours.latent_shape)[None]
     stock = pipeline(
         Image.fromarray(first[0].numpy()),

@@ -182,6 +182,9 @@ def test_export_refuses(run: Path, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     with pytest.raises(UsageError, match="there exists"):
         export(run, "real", tmp_path / "there", 8)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot be made"):
+        export(run, "real", tmp_path / "file" / "clips", 8)
     assert not (tmp_path / "clips").exists()
 
 

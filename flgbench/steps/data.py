@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from flgbench.data import shapes
+from flgbench.data.captions import captions_of
 from flgbench.models.base import Condition
 from flgbench.plan import Step
 from flgbench.steps.loading import load_teacher
@@ -25,7 +26,7 @@ def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
         factors = shapes.draw_factors(split, np.arange(start, min(start + CLIPS_AT_ONCE, count)))
         video = shapes.render(factors)
         latents.append(model.encode_video(video))
-        conditions.append(model.condition(video[:, 0], shapes.captions(factors)))
+        conditions.append(model.condition(video[:, 0], captions_of(factors)))
         store.event(step.key, "progress", fraction=min(1.0, (start + CLIPS_AT_ONCE) / count))
     condition = Condition.concatenate(conditions)
     content = {

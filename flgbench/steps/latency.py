@@ -19,6 +19,7 @@ import pandas as pd
 import torch
 
 from flgbench.data import shapes
+from flgbench.data.captions import captions_of
 from flgbench.models.base import VideoModel
 from flgbench.models.cache import FirstBlockCache
 from flgbench.plan import Step
@@ -35,7 +36,7 @@ def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
     settings = step.settings
     torch.set_num_threads(settings["threads"])
     factors = test_factors(settings["pairs"])
-    images, captions = shapes.render(factors)[:, 0], shapes.captions(factors)
+    images, captions = shapes.render(factors)[:, 0], captions_of(factors)
     teacher = load_teacher(step)
     models = {name: load_denoiser(step, store, f"student:{name}") for name in settings["samplers"]}
     samplers = {name: SamplerSettings.model_validate(s) for name, s in settings["samplers"].items()}

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from flgbench.card import attention_backend, card
 from flgbench.contracts import EvaluationBatch
 from flgbench.data import shapes
+from flgbench.data.captions import captions_of
 from flgbench.models.flops import pass_flops
 from flgbench.plan import Step
 from flgbench.registry import resolve
@@ -27,7 +28,7 @@ def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
     data = load_clips(store.path(step.inputs["data"]))
     ids = identities(settings["conditions"], settings["repeated_conditions"])
     factors = test_factors(settings["conditions"])
-    first_frames, captions = shapes.render(factors)[:, 0], shapes.captions(factors)
+    first_frames, captions = shapes.render(factors)[:, 0], captions_of(factors)
     sampler = SamplerSettings.model_validate(settings["sampler"]) if "sampler" in settings else None
     cache = build_cache(model, sampler) if sampler else None
     if sampler is None:

@@ -13,7 +13,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from flgbench.data import shapes
+from flgbench.data.captions import captions_of
 from flgbench.errors import UsageError
+from flgbench.steps.loading import test_factors
 from flgbench.store import Store, sha256, write_json
 
 CODEC = {"codec": "libx264", "crf": "4", "pix_fmt": "yuv420p"}  # nearly lossless: compression would change what is scored
@@ -23,7 +25,7 @@ def export(run: Path, cell: str, out: Path, fps: int) -> int:
     """Export the clips of `cell` in the run folder `run` into the new folder `out`; returns their number.
 
     The folder appears whole or not at all. Raises UsageError for an unknown cell, clips that are not there yet, or an
-    `out` that exists.
+    `out` that exists or cannot be made.
     """
     if out.exists():
         raise UsageError(f"{out} exists: name a new folder")
@@ -32,10 +34,13 @@ def export(run: Path, cell: str, out: Path, fps: int) -> int:
         raise UsageError(f"cell '{cell}' of {run.name} has no clips yet: let `flgbench run` finish")
     videos = load_file(store.path(key) / "videos.safetensors")["video"].numpy()
     identities = json.loads((store.path(key) / "identities.json").read_text())
-    factors = shapes.draw_factors("test", np.arange(max(c for c, _ in identities) + 1))
-    first, captions = shapes.render(factors)[:, 0].numpy(), shapes.captions(factors)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    factors = test_factors(max(c for c, _ in identities) + 1)
+    first, captions = shapes.render(factors)[:, 0].numpy(), captions_of(factors)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    except OSError as error:
+        raise UsageError(f"{out}: cannot be made ({error.strerror}): choose another folder") from None
     try:
         (work / "videos").mkdir()
         (work / "images").mkdir()

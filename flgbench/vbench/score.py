@@ -29,7 +29,11 @@ def score(folder: Path, python: Path, script: Path, dimensions: Sequence[str], m
     if not os.access(python, os.X_OK) or python.is_dir():
         raise UsageError(f"--python {python}: not a program; name the python of the environment that VBench is in")
     results = folder / "results"
-    results.mkdir(exist_ok=True)
+    try:
+        results.mkdir(exist_ok=True)
+        (folder / LOG).touch()
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot write there ({error.strerror})") from None
     before = set(results.glob("*_eval_results.json"))
     command = [str(python), str(script), "--mode", "custom_input", "--videos_path", str(folder / "videos")]
     command += ["--custom_image_folder", str(folder / "images"), "--output_path", str(results)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -85,8 +86,6 @@ def import_(
 
 
 def _fps(run: Path) -> int:
-    import json
-
     from flgbench.registry import registry
 
     settings = json.loads((run / "run.json").read_text())["settings"]

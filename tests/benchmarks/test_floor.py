@@ -16,6 +16,7 @@ import torch
 
 from flgbench import environment
 from flgbench.data import shapes
+from flgbench.data.captions import captions_of
 from flgbench.models.base import VideoModel
 from flgbench.models.families import WanXFamily
 from flgbench.sampling import SamplerSettings, generate
@@ -35,7 +36,7 @@ def teacher() -> VideoModel:
 def data(teacher: VideoModel) -> TrainingData:
     factors = shapes.draw_factors("train", np.arange(BATCH))
     video = shapes.render(factors)
-    return TrainingData(teacher.encode_video(video), teacher.condition(video[:, 0], shapes.captions(factors)))
+    return TrainingData(teacher.encode_video(video), teacher.condition(video[:, 0], captions_of(factors)))
 
 
 def seconds(action: Callable[[], object], runs: int) -> float:

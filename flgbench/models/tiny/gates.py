@@ -18,8 +18,10 @@ import torch
 from flgbench import environment
 from flgbench.contracts import Family
 from flgbench.data import shapes
+from flgbench.data.captions import captions_of
 from flgbench.metrics import sets
 from flgbench.metrics.stats import bootstrap_mean
+from flgbench.metrics.table import METRICS
 from flgbench.metrics.truth import measure, select
 from flgbench.models.base import VideoModel
 from flgbench.models.families import HASHES
@@ -98,7 +100,7 @@ def _row(name: str, family: Family, conditions: int, seeds: int, folder: Path) -
     if name == ROUND_TRIP:
         through = torch.cat([model.decode(model.encode_video(v)) for v in video.split(16)])
         return _summary(measure(through, factors), np.arange(conditions)) | {"psnr": _psnr(through, video)}
-    condition = model.condition(video[:, 0], shapes.captions(factors))
+    condition = model.condition(video[:, 0], captions_of(factors))
     sampler = row_samplers(family.preset("tiny"))[name]
     return _sampled(model.without_blocks(MIDDLE) if name == PRUNED else model, condition, sampler, factors, seeds)
 
@@ -118,7 +120,7 @@ def _summary(measured: dict[str, np.ndarray], conditions: np.ndarray) -> dict[st
         if not seen.any():
             row[name] = {"mean": float("nan"), "n": 0}
             continue
-        found = bootstrap_mean(values[seen], conditions[seen], draws=2000)
+        found = bootstrap_mean(values[seen], conditions[seen], draws=2000, share=METRICS[name].unit == "share")
         low, high = round(found.low, 4), round(found.high, 4)
         median = float(np.median(values[seen]))
         row[name] = {"mean": found.value, "low": low, "high": high, "median": median, "n": int(seen.sum())}
@@ -161,5 +163,5 @@ def _decode_seconds(model: VideoModel) -> float:
 
 def _denoise_seconds(model: VideoModel, sampler: SamplerSettings) -> float:
     factors = shapes.draw_factors("validation", [0])
-    one = model.condition(shapes.render(factors)[:, 0], shapes.captions(factors))
+    one = model.condition(shapes.render(factors)[:, 0], captions_of(factors))
     return _median_seconds(lambda: generate(model, one, [(0, 0)], sampler), 3)

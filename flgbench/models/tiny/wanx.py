@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 from flgbench import flow
 from flgbench.checkpoint import load_checkpoint, save_checkpoint
 from flgbench.data import shapes
+from flgbench.data.captions import NEGATIVE_CAPTION, captions_of, vocabulary
 from flgbench.models.base import Condition
 from flgbench.models.tiny import parallel
 from flgbench.models.tiny.log import TrainingLog
@@ -52,7 +53,7 @@ BLOCK_DROP = 0.15  # probability that an inner block (any but the first and the 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """One token a word of the caption grammar; an end token closes every caption."""
-    words = ["<pad>", "</s>", "<unk>", *shapes.vocabulary()]
+    words = ["<pad>", "</s>", "<unk>", *vocabulary()]
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
@@ -107,7 +108,7 @@ def _embed(model: WanX, tokens: dict[str, torch.Tensor], index: torch.Tensor, dr
 
 
 def tokenize(model: WanX, split: str, count: int) -> dict[str, torch.Tensor]:
-    lines = [*shapes.captions(shapes.draw_factors(split, np.arange(count))), shapes.NEGATIVE_CAPTION]
+    lines = [*captions_of(shapes.draw_factors(split, np.arange(count))), NEGATIVE_CAPTION]
     out = model.tokenizer(lines, padding="max_length", max_length=TEXT_LENGTH, return_tensors="pt")
     ids, mask = out.input_ids, out.attention_mask
     return {"ids": ids[:-1], "mask": mask[:-1], "empty_ids": ids[-1], "empty_mask": mask[-1]}
