@@ -116,6 +116,28 @@ def test_a_requeued_training_goes_on_with_the_same_losses(slurm: None, tmp_path:
     assert {x["iteration"]: x["loss"] for x in lines} == {x["iteration"]: x["loss"] for x in plain}
 
 
+def test_a_time_limit_reached_again_and_again_changes_nothing(slurm: None, tmp_path: Path) -> None:
+    """Two minutes of which SLURM warns after some 20 seconds; submitit counts each time below ten minutes as a timeout."""
+    made, key = toy_plan(("plain", [], {"budget": 900.0}))
+    store, _ = submit(made, tmp_path, run="plain")
+    short = PROFILE.model_copy(update={"time_minutes": 2, "signal_seconds": 100})
+    limited, limited_key = toy_plan(("limited", [], {"budget": 900.0}))
+    _, ids = submit(limited, tmp_path, run="limited", profile=short)
+    step = limited_key["limited"]
+
+    def pushed_on() -> bool:
+        job = scheduler.queue().get(ids[step])
+        if job and job.reason == "BeginTime":  # SLURM would wait two minutes before it starts a requeued job again
+            scheduler.call("scontrol", "update", f"JobId={ids[step]}", "StartTime=now")
+        return store.is_done(step)
+
+    wait_for(pushed_on, 240)
+    cluster.follow(made, store, [])
+    attempts = [e["event"] for e in store.events(step) if e["event"] in ("started", "requeued")]
+    assert attempts.count("requeued") >= 1 and attempts.count("started") == attempts.count("requeued") + 1
+    assert read_curve(store.path(step)) == read_curve(store.path(key["plain"]))
+
+
 def test_two_nodes_train_to_the_loss_of_one_process(slurm: None, tmp_path: Path) -> None:
     (one, key), (two, both) = (toy_plan((n, [], {"distributed": "dmd2"})) for n in ("alone", "together"))
     store, _ = submit(one, tmp_path, "one")
@@ -159,6 +181,7 @@ def test_requests_that_cannot_be_met(slurm: None, flgbench: Flgbench, tmp_path: 
 
 def test_a_folder_that_other_machines_do_not_see(slurm: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The nodes are this machine; to a login machine of another name they are not."""
+    wait_for(lambda: not scheduler.queue(), 30)  # earlier jobs last a moment longer than their steps
     check_shared(tmp_path, PROFILE)
     assert filesystem(tmp_path) in LOCAL
     monkeypatch.setattr("platform.node", lambda: "login")
