@@ -117,11 +117,11 @@ def test_a_requeued_training_goes_on_with_the_same_losses(slurm: None, tmp_path:
 
 
 def test_a_time_limit_reached_again_and_again_changes_nothing(slurm: None, tmp_path: Path) -> None:
-    """Two minutes of which SLURM warns after some 20 seconds; submitit counts each time below ten minutes as a timeout."""
-    made, key = toy_plan(("plain", [], {"budget": 900.0}))
+    """Two minutes, of which SLURM warns in the second; submitit counts each time below ten minutes as a timeout."""
+    made, key = toy_plan(("plain", [], {"budget": 2400.0}))
     store, _ = submit(made, tmp_path, run="plain")
-    short = PROFILE.model_copy(update={"time_minutes": 2, "signal_seconds": 100})
-    limited, limited_key = toy_plan(("limited", [], {"budget": 900.0}))
+    short = PROFILE.model_copy(update={"time_minutes": 2, "signal_seconds": 60})
+    limited, limited_key = toy_plan(("limited", [], {"budget": 2400.0}))
     _, ids = submit(limited, tmp_path, run="limited", profile=short)
     step = limited_key["limited"]
 
@@ -131,7 +131,7 @@ def test_a_time_limit_reached_again_and_again_changes_nothing(slurm: None, tmp_p
             scheduler.call("scontrol", "update", f"JobId={ids[step]}", "StartTime=now")
         return store.is_done(step)
 
-    wait_for(pushed_on, 240)
+    wait_for(pushed_on, 400)
     cluster.follow(made, store, [])
     attempts = [e["event"] for e in store.events(step) if e["event"] in ("started", "requeued")]
     assert attempts.count("requeued") >= 1 and attempts.count("started") == attempts.count("requeued") + 1
