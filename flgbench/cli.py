@@ -34,6 +34,8 @@ from flgbench.options import (
 )
 from flgbench.printing import show_plan, show_submitted, show_summary
 from flgbench.status import as_text, find_run, step_lines, watched
+from flgbench.student_verbs import EXAMPLES as STUDENT_EXAMPLES
+from flgbench.student_verbs import export, sample
 from flgbench.upkeep import EXAMPLES, check_metrics, doctor, pretrain
 from flgbench.vbench.verbs import app as vbench_app
 
@@ -95,7 +97,7 @@ def run(
         show_plan(settings, out, as_json, resources, max_jobs)
         return
     from flgbench import environment
-    from flgbench import run as work
+    from flgbench import runs as work
 
     command = "flgbench " + " ".join(sys.argv[1:])
     if resources is not None:
@@ -183,7 +185,7 @@ def status(
 @app.command(epilog="Example:  flgbench report")
 def report(name: RunArgument = None, out: Out = Path("flgbench-out")) -> None:
     """Rewrite every table, figure and the page from a run's results."""
-    from flgbench.run import build_report
+    from flgbench.runs import build_report
 
     folder = find_run(out, name)
     if (folder / "slurm").exists():
@@ -247,8 +249,8 @@ def list_(kind: Annotated[Kind, typer.Argument()] = Kind.methods, as_json: AsJso
         print(f"{name:20} {description}")
 
 
-for verb in (doctor, check_metrics, pretrain):
-    app.command(verb.__name__.replace("_", "-"), epilog=EXAMPLES[verb])(verb)
+for verb in (sample, export, doctor, check_metrics, pretrain):
+    app.command(verb.__name__.replace("_", "-"), epilog=(STUDENT_EXAMPLES | EXAMPLES)[verb])(verb)
 
 
 def main() -> None:

@@ -85,6 +85,7 @@ class Method(ABC):
     kind: ClassVar[MethodKind] = "method"
     family: ClassVar[MethodFamily]
     changes: ClassVar[str]
+    papers: ClassVar[tuple[str, ...]] = ()  # arXiv ids, cited by what is exported
     Settings: ClassVar[type[Settings]]
 
     def __init__(self, settings: Any, preset: FamilyPreset) -> None:

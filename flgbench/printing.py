@@ -19,7 +19,7 @@ def show_submitted(folder: Path, out: Path, jobs: int, as_json: bool) -> None:
 
 def show_plan(settings: Any, out: Path, as_json: bool, profile: Any, max_jobs: int | None) -> None:
     """Every step of a run, and with a cluster's `profile` the arrays they would be submitted in."""
-    from flgbench import run as work
+    from flgbench import runs as work
     from flgbench.runner import initial_status
 
     arrays: list[dict[str, Any]] = []

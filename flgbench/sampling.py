@@ -72,6 +72,15 @@ class SamplerSettings(Settings):
         return flow.euler_times(self.num_inference_steps, self.shift)
 
 
+def solve(velocity: Velocity, noise: Noise, settings: SamplerSettings) -> torch.Tensor:
+    """The latents that `settings` lead to; `noise(0)` is where they start, `noise(i + 1)` the renoising after step i."""
+    x, times = noise(0), settings.schedule()
+    with torch.inference_mode():
+        if settings.kind == "renoise":
+            return renoise(velocity, x, times, lambda i: noise(i + 1))
+        return {"euler": euler, "unipc": unipc}[settings.kind](velocity, x, times)
+
+
 class GuidedVelocity:
     """A model with its condition as a function of (x, t); counts passes in `nfe`.
 
@@ -165,10 +174,4 @@ def _denoise(
         return torch.stack([clip_noise(c, s, draw, model.latent_shape) for c, s in identities])
 
     velocity = GuidedVelocity(model, condition, settings.guidance_scale, batched_cfg, branch)
-    x, times = noise(0), settings.schedule()
-    with torch.inference_mode():
-        if settings.kind == "renoise":
-            latents = renoise(velocity, x, times, lambda i: noise(i + 1))
-        else:
-            latents = {"euler": euler, "unipc": unipc}[settings.kind](velocity, x, times)
-    return latents, velocity.nfe
+    return solve(velocity, noise, settings), velocity.nfe

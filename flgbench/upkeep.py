@@ -60,7 +60,7 @@ def pretrain(
 
     folder = target or family.folder("tiny")
     if not gates:
-        from flgbench.run import check_writable
+        from flgbench.runs import check_writable
 
         check_writable(work)
         if continue_from is not None:
@@ -78,7 +78,7 @@ def check_metrics(
     as_json: AsJson = False,
 ) -> None:
     """Damage real clips in known ways and see which measure notices. Exit code 1 if a designated one does not."""
-    from flgbench.run import check_writable
+    from flgbench.runs import check_writable
 
     check_writable(out)
     from rich.progress import Progress

@@ -13,6 +13,7 @@ class DMD2(Method):
 
     label = "DMD2"
     family = "step"
+    papers = ("2405.14867",)
     changes = "steps: 50 x CFG to 4 passes"
     Settings = MatchSettings
 

@@ -28,6 +28,7 @@ class F3Pruning(Method):
 
     label = "F3-a (our adaptation)"
     family = "training-free"
+    papers = ("2312.03459",)
     changes = "attention: half of the layers within frames; parameters and 50 steps x CFG stay"
     Settings: ClassVar[type[TemporalPruningSettings]] = F3Settings
 

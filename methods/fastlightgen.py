@@ -41,6 +41,7 @@ class FastLightGen(Method):
 
     label = "FastLightGen"
     family = "joint"
+    papers = ("2603.01685",)
     changes = "steps: 50 x CFG to 4 passes; size: 30 % of the blocks deleted"
     Settings = FastLightGenSettings
 

@@ -13,6 +13,7 @@ class ICMD(Method):
 
     label = "ICMD (our adaptation)"
     family = "size"
+    papers = ("2411.18375",)
     changes = "size: 30 % of the blocks deleted, the shallow ones; 50 steps x CFG stay"
     Settings = ContentSettings
 

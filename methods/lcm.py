@@ -20,6 +20,7 @@ class LCM(Method):
 
     label = "LCM"
     family = "step"
+    papers = ("2310.04378", "2312.09109")
     changes = "steps: 50 x CFG to 4 passes"
     Settings = LCMSettings
 

@@ -20,6 +20,7 @@ class MagicDistillation(Method):
 
     label = "MagicDistillation"
     family = "step"
+    papers = ("2503.13319",)
     changes = "steps: 50 x CFG to 4 passes"
     Settings = MagicDistillationSettings
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flgbench import environment
-from flgbench import run as runs
+from flgbench import runs
 from flgbench.errors import UsageError
 from flgbench.plan import Plan, RunSettings
 from flgbench.progress import Progress

@@ -161,7 +161,7 @@ def test_watching_ends_with_the_run(flgbench: Flgbench, monkeypatch: pytest.Monk
 
 def test_a_failed_step_is_exit_code_1(flgbench: Flgbench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The verb says so with typer.Exit(1), which must reach the shell."""
-    import flgbench.run as work
+    import flgbench.runs as work
     from flgbench.runner import FAILED, Status
 
     monkeypatch.setattr(work, "execute", lambda *a, **k: (tmp_path, {"train-x": Status(FAILED, "NaN: loss")}))

@@ -146,6 +146,10 @@ class VideoModel(ABC):
     def encode_text(self, captions: Sequence[str]) -> torch.Tensor:
         """(B, L, D) embeddings; zero behind each caption's end, as the stock pipeline makes them."""
 
+    def remarks(self, caption: str) -> list[str]:
+        """What of `caption` the model cannot read, one sentence each."""
+        return []
+
     @abstractmethod
     def encode_image(self, images: torch.Tensor) -> torch.Tensor:
         """(B, H, W, 3) uint8 first frames -> (B, C', T', H', W')."""

@@ -219,6 +219,14 @@ class WanX(VideoModel):
         hidden = self.text_encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
         return hidden * tokens.attention_mask[..., None]
 
+    def remarks(self, caption: str) -> list[str]:
+        count = len(self.tokenizer(caption).input_ids)
+        words = {w: self.tokenizer(w, add_special_tokens=False).input_ids for w in caption.split()}
+        unknown = [word for word, ids in words.items() if self.tokenizer.unk_token_id in ids]
+        return [f"the model does not know: {', '.join(unknown)}"] * bool(unknown) + [
+            f"the model reads the first {self.text_length} of the prompt's {count} tokens"
+        ] * (count > self.text_length)
+
     def encode_image(self, images: torch.Tensor) -> torch.Tensor:
         # Wan 2.1 encodes the first frame followed by grey frames, and marks with 4 mask channels which pixels are given.
         frames, height, width = self.clip_shape

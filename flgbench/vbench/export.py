@@ -8,7 +8,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -17,8 +16,7 @@ from flgbench.data.captions import captions_of
 from flgbench.errors import UsageError
 from flgbench.steps.loading import test_factors
 from flgbench.store import Store, sha256, write_json
-
-CODEC = {"codec": "libx264", "crf": "4", "pix_fmt": "yuv420p"}  # nearly lossless: compression would change what is scored
+from flgbench.video import CODEC, write_mp4
 
 
 def export(run: Path, cell: str, out: Path, fps: int) -> int:
@@ -84,17 +82,3 @@ def _entry(root: Path, image: Path, clip: Path, caption: str, condition: int, sa
         "condition": condition,
         "sample": sample,
     }
-
-
-def write_mp4(path: Path, video: np.ndarray, fps: int) -> None:
-    """`video` (T, H, W, 3) uint8 as H.264."""
-    import av
-
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(CODEC["codec"], rate=fps, options={"crf": CODEC["crf"]})
-        assert isinstance(stream, av.VideoStream)
-        stream.height, stream.width = video.shape[1:3]
-        stream.pix_fmt = CODEC["pix_fmt"]
-        for frame in video:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanImageToVideoPipeline
+from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file, save_file
 
 from flgbench.data import shapes
 from flgbench.models.families import write_hashes
 from flgbench.models.folded_conv import fold_convolutions
+from flgbench.models.stock import save_pipeline, tidy_folder
 from flgbench.models.tiny import parallel, wanx, wanx_vae
 from flgbench.models.wanx import WanX
 from flgbench.store import sha256
@@ -113,16 +114,7 @@ def export(model: WanX, work: Path, folder: Path) -> None:
     """
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    pipeline = WanImageToVideoPipeline(
-        tokenizer=model.tokenizer,
-        text_encoder=model.text_encoder,
-        vae=model.vae,
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=wanx.SHIFT),
-        transformer=model.transformer,
-        image_encoder=None,
-        image_processor=None,
-    )
-    pipeline.save_pretrained(partial)
+    save_pipeline(model, FlowMatchEulerDiscreteScheduler(shift=wanx.SHIFT), partial)
     half = model.copy().transformer.half()
     half.save_pretrained(partial / "transformer")
     description = {
@@ -161,11 +153,7 @@ def export(model: WanX, work: Path, folder: Path) -> None:
     for log in ("vae-log.jsonl", "dit-log.jsonl", "start-dit-log.jsonl"):
         if (work / log).exists():
             shutil.copy(work / log, partial / log)
-    for path in partial.rglob("config.json"):  # diffusers notes the folder that a part was loaded from
-        kept = {k: v for k, v in json.loads(path.read_text()).items() if k != "_name_or_path"}
-        path.write_text(json.dumps(kept, indent=2) + "\n")
-    for path in partial.rglob("*.safetensors"):
-        path.chmod(0o644)
+    tidy_folder(partial)
     write_hashes(partial)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)

@@ -1,0 +1,105 @@
+"""flgbench from Python: `flgbench.run`, `flgbench.load_student`, `flgbench.results`.
+
+The names are attributes of the package and nothing heavy is imported before one is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from flgbench.errors import UsageError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from flgbench.students import Student
+
+DEFAULT_OUT = "flgbench-out"
+
+
+@dataclass(frozen=True)
+class Results:
+    """A finished run. `failed`: step -> reason, empty when all went well."""
+
+    folder: Path
+    failed: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The tidy table: one row a number, with cell, metric, condition, value, unit, status and reason."""
+        from reports.data import RunFolderError, load_run
+
+        try:
+            return load_run(self.folder).results
+        except RunFolderError as error:
+            raise UsageError(str(error)) from None
+
+    @property
+    def main(self) -> pd.DataFrame:
+        """The main table: one row a cell, each measure with `_low` and `_high` of its 95 % interval, `_n` and `_note`."""
+        import pandas as pd
+
+        path = self.folder / "report" / "tables" / "main.csv"
+        if not path.exists():
+            raise UsageError(f"run {self.folder.name} has no report yet: let the run finish, or see `flgbench report`")
+        return pd.read_csv(path)
+
+    @property
+    def report(self) -> Path:
+        """The HTML page."""
+        return self.folder / "report" / "index.html"
+
+    def student(self, cell: str) -> Student:
+        """The student of method `cell`, loaded. Raises UsageError, see `load_student`."""
+        return load_student(f"{self.folder}/{cell}")
+
+
+def run(
+    methods: str | Sequence[str] = "all",
+    baselines: str | Sequence[str] = "all",
+    *,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    out: Path | str = DEFAULT_OUT,
+    executor: Literal["inline", "local"] = "inline",
+    slots: int | None = None,
+    model: str = "wanx",
+    scale: str = "tiny",
+    **options: Any,
+) -> Results:
+    """Train every method, measure, write the report; what is finished is found in `out` and not done again.
+
+    `settings`: method -> its settings, as `{"dmd2": {"lr": 1e-5}}`. `options`: budget, conditions, seeds and the other
+    fields of `flgbench.plan.RunSettings`. 'inline' works in this process; 'local' in `slots` worker processes, for which a
+    script needs `if __name__ == "__main__":`. Raises UsageError for wrong names and values, before any work.
+    """
+    from flgbench import environment, runs
+    from flgbench.options import run_settings
+
+    if executor not in ("inline", "local"):
+        raise UsageError(f"executor '{executor}': from Python runs are inline or local")
+    names = [n if isinstance(n, str) else ",".join(n) for n in (methods, baselines)]
+    chosen = {key: dict(values) for key, values in (settings or {}).items()}
+    resolved = run_settings(names[0], names[1], model, scale, None, method_settings=chosen, **options)
+    workers = slots or len(environment.gpus()) or environment.cores()
+    folder, status = runs.execute(resolved, Path(out), executor, workers, "flgbench.run")
+    return Results(folder, {key: state.reason for key, state in runs.failed(status).items()})
+
+
+def results(name: str | None = None, out: Path | str = DEFAULT_OUT) -> Results:
+    """Results of run `name` (its name in `out` or its folder; default: the latest). Raises UsageError if there is none."""
+    from flgbench.status import find_run
+
+    return Results(find_run(Path(out), name))
+
+
+def load_student(name: str, out: Path | str = DEFAULT_OUT) -> Student:
+    """The student 'RUN/CELL' of a run in `out`: `.sample(image, prompt, seed)` makes a clip (T, H, W, 3) uint8.
+
+    RUN is a name, a folder or 'latest'. Raises UsageError where there is no such run, cell or trained student.
+    """
+    from flgbench import students
+
+    return students.load_student(name, out)

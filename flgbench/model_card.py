@@ -1,0 +1,233 @@
+"""The model card of an exported student: how to use it, what it is, what was measured, whom to cite. Markdown.
+
+Everything that a person or another distribution named is escaped.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from flgbench import __version__
+from flgbench.errors import UsageError
+from flgbench.models.wanx import WanX
+from flgbench.registry import registry
+from flgbench.students import Student
+from reports.aggregates import estimate, speedups, verdict
+from reports.catalogue import BY_KEY, HEADLINE, seconds
+from reports.data import Cell, RunData, RunFolderError, load_run
+
+QUALITY = (
+    HEADLINE, "presence", "colour", "shape", "direction", "second_present", "motion_ratio", "first_frame_psnr",
+    "turn_diversity", "mmd",
+)  # fmt: skip
+LATENCY = ("text_s", "denoise_s", "decode_s", "end_to_end_s")
+SOLVERS = {
+    "euler": "Euler steps",
+    "renoise": "estimates of the clean clip, each renoised to the next time",
+    "unipc": "UniPC steps of order 2",
+}
+
+
+def escape(value: Any) -> str:
+    """`value` as one line of Markdown text that is nothing but text."""
+    line = " ".join(str(value).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_{}\[\]()#|~$!])", r"\\\1", line)
+
+
+def model_card(student: Student, model: WanX) -> str:
+    """The card's whole text. Raises UsageError when the run's results cannot be read."""
+    try:
+        run = load_run(student.record.run)
+    except RunFolderError as error:
+        raise UsageError(str(error)) from None
+    cell = run.cell(student.record.cell)
+    parts = [
+        front_matter(student, cell),
+        introduction(student, cell),
+        f"## Use\n\n```python\n{example(student, model)}```\n\n{usage_notes(student)}",
+        f"## What it is\n\n{description(student, model, run, cell)}",
+        f"## What was measured\n\n{measurements(run, cell)}",
+        f"## Settings\n\n{settings_table(cell)}",
+        f"## Licence and citation\n\n{citation(cell)}",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def front_matter(student: Student, cell: Cell) -> str:
+    """YAML for model hubs; every value is quoted as JSON, which YAML reads."""
+    values = {
+        "license": "apache-2.0",
+        "library_name": "diffusers",
+        "pipeline_tag": "image-to-video",
+        "base_model": f"{student.record.model}-{student.record.scale}",
+        "tags": ["flgbench", "image-to-video", cell.cell],
+    }
+    return "\n".join(["---", *(f"{key}: {json.dumps(value)}" for key, value in values.items()), "---"])
+
+
+def introduction(student: Student, cell: Cell) -> str:
+    """Title and what is different from the teacher, in two sentences."""
+    teacher = escape(f"{student.record.model}-{student.record.scale}")
+    what = "A student of" if student.record.transformer is not None else "The network of"
+    frames, height, width = student.clip
+    return (
+        f"# {escape(cell.label)}, {teacher}\n\n"
+        f"{what} the teacher {teacher}, an image+text-to-video diffusion transformer for clips of {frames} frames of "
+        f"{height} × {width} pixels. What changed: {escape(cell.changes)}. Made and measured by flgbench {__version__}."
+    )
+
+
+def example(student: Student, model: WanX) -> str:
+    """Python that makes a clip from `first.png` with the stock pipeline, in this folder."""
+    frames, height, width = student.clip
+    sampler = student.sampler
+    cache, enable = "", ""
+    if sampler.cache_threshold is not None:
+        cache = "FirstBlockCacheConfig, "
+        enable = f"pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold={sampler.cache_threshold!r}))\n"
+    return f"""import torch
+from diffusers import {cache}WanImageToVideoPipeline
+from diffusers.utils import export_to_video
+from PIL import Image, ImageOps
+
+pipe = WanImageToVideoPipeline.from_pretrained(".")
+{enable}image = ImageOps.exif_transpose(Image.open("first.png")).convert("RGB")
+image = ImageOps.fit(image, ({width}, {height}), Image.Resampling.LANCZOS)
+torch.manual_seed(0)
+video = pipe(
+    image,
+    "a large red circle moves slowly to the right over a plain background",
+    negative_prompt={model.negative_caption!r},
+    height={height},
+    width={width},
+    num_frames={frames},
+    num_inference_steps={sampler.num_inference_steps},
+    guidance_scale={sampler.guidance_scale!r},
+    max_sequence_length={model.text_length},
+).frames[0]
+export_to_video(video, "out.mp4", fps={student.fps})
+"""
+
+
+def usage_notes(student: Student) -> str:
+    """What one has to know before changing the example."""
+    sampler = student.sampler
+    notes = [
+        f"The scheduler is made for {sampler.num_inference_steps} steps: its `shift` and `shift_terminal` are those with "
+        f"which the stock spacing gives the times of this student, a shift of {sampler.shift:g} of {sampler.num_inference_steps} "
+        "even steps. Another number of steps needs another scheduler.",
+        "`max_sequence_length` is that of the training.",
+    ]
+    if sampler.kind == "renoise":
+        notes.append(
+            "The seed is set globally because the pipeline does not hand its `generator` to the scheduler, which renoises."
+        )
+    if sampler.kind == "unipc":
+        notes.append(
+            "The stock scheduler cuts UniPC's times to whole thousandths, so clips differ from those of `flgbench sample` "
+            "by about one grey level."
+        )
+    else:
+        notes.append("`flgbench sample --seed 0` makes the same clip, to the rounding of its file.")
+    return "\n".join(f"- {note}" for note in notes)
+
+
+def description(student: Student, model: WanX, run: RunData, cell: Cell) -> str:
+    """Teacher, method, network, sampler and training, one row each."""
+    record, sampler = student.record, student.sampler
+    kept = model.kept_blocks
+    share = f" ({cell.kept_parameters:.1%} of the teacher's)" if cell.kept_parameters else ""
+    trained = "no training of its own"
+    if cell.training_passes:
+        trained = f"{cell.training_passes:,} network passes, {seconds(cell.training_seconds or 0)}"
+    rows = {
+        "teacher": f"{record.model}-{record.scale}, {record.teacher_key}",
+        "method": f"{cell.label} ({cell.cell})",
+        "what changes": cell.changes,
+        "parameters": f"{model.n_parameters:,}{share}",
+        "kept blocks": f"{len(kept)} of {model.n_teacher_blocks}: {', '.join(map(str, kept))}",
+        "steps": f"{sampler.num_inference_steps}, {SOLVERS[sampler.kind]}",
+        "network passes a clip": sampler.nfe,
+        "guidance": "none" if sampler.guidance_scale == 1 else f"{sampler.guidance_scale:g}",
+        "shift": f"{sampler.shift:g}",
+        "cache": "none" if sampler.cache_threshold is None else f"first block, threshold {sampler.cache_threshold:g}",
+        "training": trained,
+        "run": f"{run.run.name}: {run.run.command}",
+    }
+    return _table(("", ""), [(name, escape(value)) for name, value in rows.items()])
+
+
+def measurements(run: RunData, cell: Cell) -> str:
+    """Quality and speed with their intervals beside the teacher's, and on what they rest."""
+    reference = run.reference
+    cells = [cell] if reference is None or reference.cell == cell.cell else [cell, reference]
+    rows = []
+    for key in (*QUALITY, *LATENCY):
+        shown = BY_KEY[key]
+        unit = f" ({shown.unit})" if shown.unit else ""
+        rows.append((escape(f"{shown.title}{unit} {shown.arrow}".strip()), *(_told(run, c, key) for c in cells)))
+    ups = speedups(run, cell)
+    for name, ratio in (("nominal", ups.nominal), ("denoise", ups.denoise), ("end to end", ups.end_to_end)):
+        shown_ratio = ratio.text() + (f": {ratio.reason}" if ratio.value is None and ratio.reason else "")
+        rows.append((f"speed-up, {name}", escape(shown_ratio), *["1" for _ in cells[1:]]))
+    facts = run.run.environment
+    machine = f"{facts.get('cpu', 'unknown')}, GPU {facts.get('gpu', 'unknown')}, {facts.get('threads', '?')} threads"
+    judged = verdict(run, cell)
+    lines = [
+        _table(("", escape(cell.label), *(escape(c.label) for c in cells[1:])), rows),
+        f"Brackets: 95 % intervals, clustered by condition, of {cell.card.get('clips', '?')} clips of "
+        f"{cell.card.get('conditions', '?')} procedural conditions whose truth is known. These are not VBench's measures. "
+        f"Speed: {escape(machine)}, one clip at a time, interleaved with the teacher; torch {escape(facts.get('torch', '?'))}, "
+        f"diffusers {escape(facts.get('diffusers', '?'))}.",
+        f"Verdict: {escape(judged.answer)}. {escape(judged.why)}",
+    ]
+    return "\n\n".join(lines)
+
+
+def settings_table(cell: Cell) -> str:
+    """Every setting; what no source states is marked."""
+    notes = {entry.setting: entry.note for entry in cell.inferred}
+    told = dict(_flat(cell.settings))
+    told |= {entry.setting: entry.value for entry in cell.inferred if entry.setting not in told}
+    rows = [(escape(name), escape(value), escape(notes.get(name, ""))) for name, value in told.items()]
+    return _table(("setting", "value", "note"), rows)
+
+
+def citation(cell: Cell) -> str:
+    """Licence, and BibTeX of the method's papers and of flgbench."""
+    papers = registry("methods").get(cell.method).papers if cell.method in registry("methods").names() else ()
+    entries = [
+        f"@misc{{arxiv{paper.replace('.', '_')},\n  eprint = {{{paper}}},\n  archivePrefix = {{arXiv}},\n"
+        f"  url = {{https://arxiv.org/abs/{paper}}}\n}}"
+        for paper in papers
+    ]
+    entries.append(
+        f"@software{{flgbench,\n  title = {{flgbench: a benchmark of accelerated image+text-to-video diffusion "
+        f"transformers}},\n  version = {{{__version__}}}\n}}"
+    )
+    bibtex = "\n".join(entries)
+    return f"Apache License 2.0, as flgbench and its teachers.\n\n```bibtex\n{bibtex}\n```"
+
+
+def _told(run: RunData, cell: Cell, key: str) -> str:
+    shown, found = BY_KEY[key], estimate(run, cell.cell, key)
+    if found.value is None:
+        return escape(f"not measured: {found.reason}")
+    interval = f" [{shown.text(found.low)}, {shown.text(found.high)}]" if found.has_interval else ""
+    return escape(shown.text(found.value) + interval)
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _table(heads: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [heads, tuple(":--" for _ in heads), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,0 +1,29 @@
+"""Clips as MP4 files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+CODEC = {"codec": "libx264", "crf": "4", "pix_fmt": "yuv420p"}  # nearly lossless: compression would change what is scored
+
+
+def write_mp4(path: Path, video: np.ndarray, fps: int) -> None:
+    """`video` (T, H, W, 3) uint8 as H.264; the whole file or none."""
+    import av
+
+    partial = path.with_name(f".{path.stem}-{os.getpid()}.partial.mp4")  # the name tells PyAV the container
+    try:
+        with av.open(str(partial), "w") as container:
+            stream = container.add_stream(CODEC["codec"], rate=fps, options={"crf": CODEC["crf"]})
+            assert isinstance(stream, av.VideoStream)
+            stream.height, stream.width = video.shape[1:3]
+            stream.pix_fmt = CODEC["pix_fmt"]
+            for frame in video:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
