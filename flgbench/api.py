@@ -85,14 +85,15 @@ def run(
     resolved = run_settings(names[0], names[1], model, scale, None, method_settings=chosen, **options)
     workers = slots or len(environment.gpus()) or environment.cores()
     folder, status = runs.execute(resolved, Path(out), executor, workers, "flgbench.run")
-    return Results(folder, {key: state.reason for key, state in runs.failed(status).items()})
+    return Results(folder.resolve(), {key: state.reason for key, state in runs.failed(status).items()})
 
 
-def results(name: str | None = None, out: Path | str = DEFAULT_OUT) -> Results:
-    """Results of run `name` (its name in `out` or its folder; default: the latest). Raises UsageError if there is none."""
+def results(name: str = "latest", out: Path | str = DEFAULT_OUT) -> Results:
+    """Results of run `name`: its name in `out`, its folder, or 'latest'. Raises UsageError if there is none."""
     from flgbench.status import find_run
+    from flgbench.students import LATEST
 
-    return Results(find_run(Path(out), name))
+    return Results(find_run(Path(out), None if name == LATEST else name).resolve())
 
 
 def load_student(name: str, out: Path | str = DEFAULT_OUT) -> Student:

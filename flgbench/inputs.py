@@ -87,7 +87,7 @@ def many(images: Path, prompts: Path, output: Path) -> list[Request]:
     if output.suffix.lower() == ".mp4":
         raise UsageError(f"-o {output}: many clips are written into a folder, not one .mp4")
     rows = _rows(prompts)
-    requests = []
+    requests: list[Request] = []
     for line, (name, prompt) in rows:
         try:
             read_image(images / name)

@@ -24,6 +24,10 @@ QUALITY = (
     "turn_diversity", "mmd",
 )  # fmt: skip
 LATENCY = ("text_s", "denoise_s", "decode_s", "end_to_end_s")
+TINY = (
+    " It knows the procedural clips that it was trained on, a coloured shape that moves over a plain background, and "
+    "nothing else."
+)
 SOLVERS = {
     "euler": "Euler steps",
     "renoise": "estimates of the clean clip, each renoised to the next time",
@@ -34,7 +38,7 @@ SOLVERS = {
 def escape(value: Any) -> str:
     """`value` as one line of Markdown text that is nothing but text."""
     line = " ".join(str(value).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_{}\[\]()#|~$!])", r"\\\1", line)
+    return re.sub(r"([\\`*_{}\[\]#|~$!])", r"\\\1", line)
 
 
 def model_card(student: Student, model: WanX) -> str:
@@ -77,6 +81,7 @@ def introduction(student: Student, cell: Cell) -> str:
         f"# {escape(cell.label)}, {teacher}\n\n"
         f"{what} the teacher {teacher}, an image+text-to-video diffusion transformer for clips of {frames} frames of "
         f"{height} × {width} pixels. What changed: {escape(cell.changes)}. Made and measured by flgbench {__version__}."
+        f"{TINY if student.record.scale == 'tiny' else ''}"
     )
 
 
@@ -116,9 +121,9 @@ def usage_notes(student: Student) -> str:
     """What one has to know before changing the example."""
     sampler = student.sampler
     notes = [
-        f"The scheduler is made for {sampler.num_inference_steps} steps: its `shift` and `shift_terminal` are those with "
-        f"which the stock spacing gives the times of this student, a shift of {sampler.shift:g} of {sampler.num_inference_steps} "
-        "even steps. Another number of steps needs another scheduler.",
+        f"The scheduler is made for {sampler.num_inference_steps} steps: with its `shift` and `shift_terminal` the stock "
+        f"spacing gives the times of {sampler.num_inference_steps} even steps shifted by {sampler.shift:g}. Another number "
+        "of steps needs another scheduler.",
         "`max_sequence_length` is that of the training.",
     ]
     if sampler.kind == "renoise":
@@ -155,7 +160,10 @@ def description(student: Student, model: WanX, run: RunData, cell: Cell) -> str:
         "shift": f"{sampler.shift:g}",
         "cache": "none" if sampler.cache_threshold is None else f"first block, threshold {sampler.cache_threshold:g}",
         "training": trained,
-        "run": f"{run.run.name}: {run.run.command}",
+        "run": run.run.name,
+        "made with": ", ".join(
+            f"{name} {cell.card.get(name, '?')}" for name in ("flgbench", "commit", "torch", "diffusers")
+        ),
     }
     return _table(("", ""), [(name, escape(value)) for name, value in rows.items()])
 
@@ -180,8 +188,7 @@ def measurements(run: RunData, cell: Cell) -> str:
         _table(("", escape(cell.label), *(escape(c.label) for c in cells[1:])), rows),
         f"Brackets: 95 % intervals, clustered by condition, of {cell.card.get('clips', '?')} clips of "
         f"{cell.card.get('conditions', '?')} procedural conditions whose truth is known. These are not VBench's measures. "
-        f"Speed: {escape(machine)}, one clip at a time, interleaved with the teacher; torch {escape(facts.get('torch', '?'))}, "
-        f"diffusers {escape(facts.get('diffusers', '?'))}.",
+        f"Speed: {escape(machine)}, one clip at a time, interleaved with the teacher.",
         f"Verdict: {escape(judged.answer)}. {escape(judged.why)}",
     ]
     return "\n\n".join(lines)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,8 +138,9 @@ class Student:
         condition = self.model.condition(torch.from_numpy(picture)[None], [clean_prompt(prompt)])
         generator = torch.Generator().manual_seed(seed)
         cache = build_cache(self.model, self.sampler)
-        branch = {"branch": cache.branch} if cache else {}
-        velocity = GuidedVelocity(cache.model if cache else self.model, condition, self.sampler.guidance_scale, **branch)
+        branch = cache.branch if cache else nullcontext
+        model = cache.model if cache else self.model
+        velocity = GuidedVelocity(model, condition, self.sampler.guidance_scale, branch=branch)
 
         def counted(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             v = velocity(x, t)

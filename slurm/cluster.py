@@ -8,8 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from flgbench import environment
-from flgbench import runs
+from flgbench import environment, runs
 from flgbench.errors import UsageError
 from flgbench.plan import Plan, RunSettings
 from flgbench.progress import Progress
