@@ -133,7 +133,7 @@ def usage_notes(student: Student) -> str:
     if sampler.kind == "unipc":
         notes.append(
             "The stock scheduler cuts UniPC's times to whole thousandths, so clips differ from those of `flgbench sample` "
-            "by about one grey level."
+            "by a few of 256 grey levels."
         )
     else:
         notes.append("`flgbench sample --seed 0` makes the same clip, to the rounding of its file.")

