@@ -196,9 +196,13 @@ def measurements(run: RunData, cell: Cell) -> str:
 
 def settings_table(cell: Cell) -> str:
     """Every setting; what no source states is marked."""
-    notes = {entry.setting: entry.note for entry in cell.inferred}
-    told = dict(_flat(cell.settings))
-    told |= {entry.setting: entry.value for entry in cell.inferred if entry.setting not in told}
+    told, notes = dict(_flat(cell.settings)), {}
+    for entry in cell.inferred:
+        # A method whose settings are those of its only stage has them without the stage's name.
+        bare = entry.setting.partition(".")[2]
+        name = bare if entry.setting not in told and told.get(bare, ...) == entry.value else entry.setting
+        told.setdefault(name, entry.value)
+        notes[name] = entry.note
     rows = [(escape(name), escape(value), escape(notes.get(name, ""))) for name, value in told.items()]
     return _table(("setting", "value", "note"), rows)
 
