@@ -20,6 +20,8 @@ BUILT_IN = {
     "summary": "reports.summary:build",
     "pareto": "reports.pareto:build",
     "waterfall": "reports.waterfall:build",
+    "profile": "reports.profile:build",
+    "per_condition": "reports.per_condition:build",
     "importance": "reports.importance:build",
     "training_curves": "reports.training_curves:build",
     "filmstrip": "reports.filmstrip:build",

@@ -21,6 +21,8 @@ TEMPLATES = Path(__file__).parent / "templates"
 ASSETS = ("style.css", "core.js", "plot.js", "gallery.js")
 TITLES = {
     "pareto": "Quality against latency",
+    "profile": "Quality profiles",
+    "per_condition": "Condition by condition",
     "importance": "Block importance",
     "waterfall": "How the speed-up arises",
     "training_curves": "Training",

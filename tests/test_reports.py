@@ -555,7 +555,7 @@ def test_gallery_carries_the_very_pixels(folder: Path) -> None:
 
 
 def test_figures_embed_their_fonts(index: Path) -> None:
-    for name in ("pareto", "waterfall", "importance", "training_curves", "filmstrip"):
+    for name in ("pareto", "profile", "per_condition", "waterfall", "importance", "training_curves", "filmstrip"):
         pdf = (index.parent / "figures" / f"{name}.pdf").read_bytes()
         assert b"/Type3" not in pdf and b"FontFile2" in pdf
         assert (index.parent / "figures" / f"{name}.png").stat().st_size > 10_000
@@ -568,7 +568,8 @@ def test_without_optional_parts(folder: Path, tmp_path: Path) -> None:
     (bare / "importance.json").unlink()
     page = build_all(bare).read_text()
     assert "This run is not finished" in page and "This run has no clips" in page
-    assert {p.stem for p in (bare / "report" / "figures").glob("*.png")} == {"pareto", "waterfall"}
+    drawn = {p.stem for p in (bare / "report" / "figures").glob("*.png")}
+    assert drawn == {"pareto", "per_condition", "profile", "waterfall"}
 
 
 def test_build_all_replaces_the_whole_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
