@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from flgbench.compare_verb import EXAMPLE, compare
 from flgbench.errors import UsageError
 from flgbench.options import (
     AsJson,
@@ -35,8 +36,7 @@ from flgbench.options import (
 from flgbench.printing import show_plan, show_submitted, show_summary
 from flgbench.status import as_text, find_run, step_lines, watched
 from flgbench.student_verbs import EXAMPLES as STUDENT_EXAMPLES
-from flgbench.student_verbs import export, sample
-from flgbench.upkeep import EXAMPLES, check_metrics, doctor, pretrain
+from flgbench.upkeep import EXAMPLES
 from flgbench.vbench.verbs import app as vbench_app
 
 app = typer.Typer(
@@ -249,8 +249,8 @@ def list_(kind: Annotated[Kind, typer.Argument()] = Kind.methods, as_json: AsJso
         print(f"{name:20} {description}")
 
 
-for verb in (sample, export, doctor, check_metrics, pretrain):
-    app.command(verb.__name__.replace("_", "-"), epilog=(STUDENT_EXAMPLES | EXAMPLES)[verb])(verb)
+for verb, example in (EXAMPLES | STUDENT_EXAMPLES | {compare: EXAMPLE}).items():
+    app.command(verb.__name__.replace("_", "-"), epilog=example)(verb)
 
 
 def main() -> None:

@@ -29,12 +29,9 @@ GROUPS = (
     ("sharpness_ratio", "area_drift", "colour_drift"),
     ("turn_diversity", "vendi", "hidden_tv_turn", "hidden_tv_side", "hidden_tv_entry"),
 )
-# A frozen first frame is right in these, or has no value; so 0 is what each comment says.
+# A frozen first frame is right in most of these, or has no value; so 0 is what each comment says.
 WORST = {
-    "presence": 0.0,  # in no clip
-    "colour": 0.0,
-    "shape": 0.0,
-    "second_colour": 0.0,
+    **dict.fromkeys(GROUPS[0], 0.0),  # in no clip
     "sharpness_ratio": 0.0,  # no edge at all
     "area_drift": 1.0,  # twice or half the area
     "colour_drift": 60.0,  # the RGB distance from which a colour counts as wrong
