@@ -208,6 +208,8 @@ def verdict(run: RunData, cell: Cell) -> Verdict:
     """
     if cell.kind == "control":
         return Verdict("control", "shown to read the others, not ranked")
+    if cell.unfinished:
+        return _undecided(f"not finished: {cell.reason or cell.status}")
     if cell.failed:
         return Verdict("failed", f"{cell.status}: {cell.reason or 'no reason recorded'}")
     reference = run.reference

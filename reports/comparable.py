@@ -125,12 +125,14 @@ def check(a: RunData, b: RunData, found: list[Pair]) -> None:
     common = [p for p in found if p.both]
     if not common:
         raise NotComparableError(f"nothing to compare: {told(a)} and {told(b)} have no cell in common")
-    if all(p.apart for p in common):
-        reasons = list(dict.fromkeys(reason for p in common for reason in p.apart))
-        raise NotComparableError(f"nothing to compare: {len(common)} cells are in both runs, all refused; {'; '.join(reasons)}")
-    sides = ([c for c in (p.a, p.b) if c is not None and not c.failed] for p in common)
-    if not any(len(side) == 2 for side in sides):
+    finished = [p for p in common if not any(c is None or c.failed for c in (p.a, p.b))]
+    if not finished:
         raise NotComparableError(f"nothing to compare: no cell is finished in both {told(a)} and {told(b)}")
+    if all(p.apart for p in finished):
+        why = "; ".join(dict.fromkeys(reason for p in finished for reason in p.apart))
+        raise NotComparableError(
+            f"nothing to compare: {len(finished)} cells are finished in both runs, all are refused: {why}"
+        )
 
 
 def why_not(pair: Pair) -> str:

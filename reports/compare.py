@@ -23,11 +23,11 @@ from reports.tables import Column, Entry, Row, Table
 DIFFERENCE = "B against A"
 SPEEDS = ("denoise_s", "end_to_end_s")
 SAME = "the same numbers in both runs"
-LEGEND = (
-    "Third row of each cell: B − A with its 95 % interval, paired and clustered by condition. p: McNemar's exact test on "
-    "one sample a condition, adjusted by Holm over the cells. Differences of whole-set measures (diversity) have no "
-    "interval. The intervals know of conditions, not of how much another training would differ."
+BASIS = (
+    "B − A with its 95 % interval, paired and clustered by condition. p: McNemar's exact test on one sample a condition, "
+    "adjusted by Holm over the cells. The intervals know of conditions, not of how much another training would differ."
 )
+LEGEND = f"Third row of each cell: {BASIS} Differences of whole-set measures (diversity) have no interval."
 
 
 def tables(a: RunData, b: RunData) -> list[Table]:
@@ -62,7 +62,7 @@ def summary(a: RunData, b: RunData) -> Table:
         own = {f"{HEADLINE}_A": mine[HEADLINE], f"{HEADLINE}_B": other[HEADLINE]}
         speed = {"denoise_s": _ratio(a, b, pair, "denoise_s", apart)}
         made.append(Row(pair.cell.cell, pair.cell.label, pair.cell.kind, own | third | speed))
-    return Table("summary", "B against A", _caption(a, b, "Summary"), columns, tuple(made), LEGEND)
+    return Table("summary", "B against A", _caption(a, b, "Summary"), columns, tuple(made), BASIS)
 
 
 def _quality_table(a: RunData, b: RunData, found: list[Pair], like: Table) -> Table:

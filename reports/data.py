@@ -76,8 +76,13 @@ class Cell(_Record):
 
     @property
     def failed(self) -> bool:
-        """True when the cell could not deliver results."""
-        return self.status in ("failed", "blocked", "skipped")
+        """True when the cell has no results to compare, for good or not yet."""
+        return self.status in ("failed", "blocked") or self.unfinished
+
+    @property
+    def unfinished(self) -> bool:
+        """True when its steps had not all come to an end when the run folder was written."""
+        return self.status in ("waiting", "running", "skipped")
 
 
 class Step(_Record):

@@ -54,10 +54,12 @@ def encoded(gallery: Gallery, cells: list[Cell], budget: int = BUDGET) -> list[d
 
 
 def payload(run: RunData, colours: dict[str, str]) -> dict[str, Any] | None:
-    """What the gallery's script needs; None without a gallery."""
+    """What the gallery's script needs; None without a gallery or while no cell has clips."""
     if run.gallery is None or not run.gallery.conditions:
         return None
     cells = columns(run, run.gallery)
+    if not cells:
+        return None
     clips = encoded(run.gallery, cells)
     conditions = [
         {

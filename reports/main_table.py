@@ -169,7 +169,7 @@ def _ranked(
     name: str, title: str, caption: str, columns: list[Column], rows: list[Row], shown: list[Shown], legend: str
 ) -> Table:
     """The table with best and second marked per column, ties included; a cell that failed is not ranked."""
-    out = ("failed", "blocked", "skipped")
+    out = ("failed", "blocked", "skipped", "waiting", "running")
     failed = {r.key for r in rows if any(e.note.startswith(out) for e in r.entries.values())}
     for s in shown:
         if s.best is None:

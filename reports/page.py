@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from reports import blind_spots, claims, comparisons, gallery, main_table, paper_numbers, trainings, waterfall
+from reports import blind_spots, claims, comparisons, gallery, main_table, paper_numbers, progress, trainings, waterfall
 from reports.aggregates import Estimate, Ratio, estimate, ordered_cells, speedups, verdict
 from reports.catalogue import ACCURACY, BY_KEY, DIVERSITY, HEADLINE, IMAGE, LATENCY, MOTION, seconds, times
 from reports.data import Cell, RunData
@@ -60,10 +60,11 @@ def content(run: RunData, out: Path, faults: dict[str, str]) -> dict[str, Any]:
         "reference": run.reference,
         "cells": run.cells,
         "steps": run.steps,
-        "failed_cells": [c for c in run.cells if c.failed],
+        "failed_cells": [c for c in run.cells if c.failed and not c.unfinished],
+        "unfinished_cells": [c for c in run.cells if c.unfinished],
         "failed_steps": [s for s in run.steps if s.status in ("failed", "blocked")],
         "faults": faults,
-        "unfinished": run.run.finished is None or any(s.status in ("waiting", "running") for s in run.steps),
+        "progress": progress.line(run),
         "cards": [card(run, c) for c in run.cells if c.kind == "method"],
         "colours": colours,
         "tables": [*main_table.tables(run), comparisons.table(run), *several],

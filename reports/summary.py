@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from reports import progress
 from reports.aggregates import estimate, ordered_cells, speedups, verdict
 
 if TYPE_CHECKING:
     from reports.aggregates import Estimate, Ratio
-    from reports.data import RunData
+    from reports.data import Cell, RunData
 
 HEADINGS = ("", "NFE", "kept", "joint accuracy", "motion", "denoise", "speed-up", "end to end", "verdict")
 
@@ -29,15 +30,23 @@ def build(run: RunData, out: Path) -> list[Path]:
                 _number(estimate(run, cell.cell, "denoise_s"), 1000, " ms"),
                 _ratio(ups.denoise),
                 _ratio(ups.end_to_end),
-                cell.status if cell.status != "done" else verdict(run, cell).answer,
+                _state(run, cell),
             )
         )
     widths = [max(len(row[i]) for row in rows) for i in range(len(HEADINGS))]
     lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    if said := progress.line(run):
+        lines = [said, "", *lines]
     path = out / "tables" / "summary.txt"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines) + "\n")
     return [path]
+
+
+def _state(run: RunData, cell: Cell) -> str:
+    if cell.unfinished:
+        return "not finished"
+    return cell.status if cell.failed else verdict(run, cell).answer
 
 
 def _share(found: Estimate) -> str:

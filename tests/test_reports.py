@@ -567,7 +567,7 @@ def test_without_optional_parts(folder: Path, tmp_path: Path) -> None:
     shutil.rmtree(bare / "curves")
     (bare / "importance.json").unlink()
     page = build_all(bare).read_text()
-    assert "This run is not finished" in page and "This run has no clips" in page
+    assert "This run is in progress: 16 of 18 steps done, 2 failed." in page and "This run has no clips" in page
     drawn = {p.stem for p in (bare / "report" / "figures").glob("*.png")}
     assert drawn == {"pareto", "per_condition", "profile", "waterfall"}
 
