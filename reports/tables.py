@@ -97,8 +97,12 @@ class Table:
         note = f"<sup>{self.mark(entry)}</sup>" if entry.note else ""
         return f"{text}{interval}{note}"
 
-    def latex(self) -> str:
-        """A full-width booktabs table: each row's intervals stand in small print under its numbers."""
+    def latex(self, file: str = "") -> str:
+        """A full-width booktabs table: each row's intervals stand in small print under its numbers.
+
+        `file` is the stem of the files that it is written among: tables of one name in two of them have labels of their own.
+        """
+        label = self.name if file in ("", self.name) else f"{file}-{self.name}"
         spec = "@{}l" + "r" * len(self.columns) + "@{}"
         titles = " & ".join(["", *(rf"{tex(c.title)}{_tex_arrow(c.arrow)}" for c in self.columns)])
         units = " & ".join(["", *(rf"{{\tiny {tex(c.unit)}}}" if c.unit else "" for c in self.columns)])
@@ -108,7 +112,7 @@ class Table:
             r"\centering",
             r"\setlength{\belowcaptionskip}{5pt}",
             rf"\caption{{{tex(self.caption)}}}",
-            rf"\label{{tab:{re.sub('[^a-z0-9]+', '-', self.name.lower())}}}",
+            rf"\label{{tab:{re.sub('[^a-z0-9]+', '-', label.lower())}}}",
             r"\scriptsize",
             r"\setlength{\tabcolsep}{2.5pt}",
             rf"\begin{{tabular}}{{{spec}}}",
@@ -175,7 +179,7 @@ def write(tables: list[Table], folder: Path, name: str) -> list[Path]:
     paths[1].write_text(csv_text(tables), encoding="utf-8")
     for table in tables:
         path = folder / f"{name}-{table.name}.tex"
-        path.write_text(table.latex(), encoding="utf-8")
+        path.write_text(table.latex(name), encoding="utf-8")
         paths.append(path)
     return paths
 

@@ -14,6 +14,7 @@ from flgbench.plan import RunSettings, plan
 from flgbench.registry import registry
 from flgbench.stage import Roles, TrainingData
 from flgbench.training import LoopSettings, train
+from reports import BUILT_IN
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -41,3 +42,14 @@ def test_readme_method_is_planned_and_trained(
     settings = LoopSettings(budget=60, batch=2)
     facts = train(stage, tiny_data, settings, tiny_model.tally, tmp_path, lambda **line: seen.append(line["loss"]))
     assert facts["passes"] >= 60 and seen
+
+
+def test_reports_are_listed_with_pictures_that_exist() -> None:
+    folder = README.parent / "reports"
+    text = (folder / "README.md").read_text()
+    listed = re.findall(r"^\| `(\w+)` \| `(\w+\.py)`", text, re.MULTILINE)
+    assert {name for name, _ in listed} >= set(BUILT_IN) - {"summary"} and all(
+        (folder / file).exists() for _, file in listed
+    )
+    pictures = re.findall(r'<img src="([^"]+)"', text)
+    assert len(pictures) > 5 and all((folder / picture).exists() for picture in pictures)
