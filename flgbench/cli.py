@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from flgbench.compare_verb import EXAMPLE, compare
+from flgbench.compare_verb import compare
 from flgbench.errors import UsageError
 from flgbench.options import (
     AsJson,
@@ -34,7 +34,7 @@ from flgbench.options import (
     run_settings,
 )
 from flgbench.printing import show_plan, show_submitted, show_summary
-from flgbench.status import as_text, find_run, step_lines, watched
+from flgbench.status import as_text, find_run, step_lines, unfinished, watched
 from flgbench.student_verbs import EXAMPLES as STUDENT_EXAMPLES
 from flgbench.upkeep import EXAMPLES
 from flgbench.vbench.verbs import app as vbench_app
@@ -184,16 +184,16 @@ def status(
 
 @app.command(epilog="Example:  flgbench report")
 def report(name: RunArgument = None, out: Out = Path("flgbench-out")) -> None:
-    """Rewrite every table, figure and the page from a run's results."""
-    from flgbench.runs import build_report
+    """Rewrite every table, figure and the page from a run's results; of a run in progress, from what is finished."""
+    from flgbench.runs import build_report, gather
 
     folder = find_run(out, name)
     if (folder / "slurm").exists():
         from slurm import cluster
 
         cluster.gather(folder)
-    if not (folder / "results.parquet").exists():
-        raise UsageError(f"run {folder.name} has no results yet: let `flgbench run` finish, or see `flgbench status`")
+    elif unfinished(folder):
+        gather(folder)
     from reports.data import RunFolderError
 
     try:
@@ -249,7 +249,7 @@ def list_(kind: Annotated[Kind, typer.Argument()] = Kind.methods, as_json: AsJso
         print(f"{name:20} {description}")
 
 
-for verb, example in (EXAMPLES | STUDENT_EXAMPLES | {compare: EXAMPLE}).items():
+for verb, example in (EXAMPLES | STUDENT_EXAMPLES).items():
     app.command(verb.__name__.replace("_", "-"), epilog=example)(verb)
 
 

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from reports.data import RunData
     from reports.tables import Entry, Table
 
-EXAMPLE = "Example:  flgbench compare wanx-tiny-1f2b73004839 /tmp/other/runs/wanx-tiny-1f2b73004839 --out compared"
-
 
 def compare(
     run_a: Annotated[str, typer.Argument(metavar="RUN_A", help="Name or folder of the run that is subtracted.")],

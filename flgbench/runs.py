@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -15,8 +16,9 @@ from flgbench.collect import collect
 from flgbench.errors import UsageError
 from flgbench.plan import Plan, RunSettings, plan
 from flgbench.progress import Progress
-from flgbench.runner import BLOCKED, CACHED, FAILED, Status, initial_status, run_inline, run_local
-from flgbench.settings import digest
+from flgbench.runner import BLOCKED, CACHED, FAILED, RUNNING, WAITING, Status, initial_status, run_inline, run_local
+from flgbench.settings import build_settings, digest
+from flgbench.status import step_lines, unfinished
 from flgbench.store import Store, write_json
 
 Runner = Callable[[Plan, Store, Callable[[dict[str, Status]], None]], dict[str, Status]]
@@ -52,7 +54,7 @@ def prepare(settings: RunSettings, out: Path, hardware: Mapping[str, Any] | None
 def execute(settings: RunSettings, out: Path, executor: str, slots: int, command: str) -> tuple[Path, dict[str, Status]]:
     """Run everything that is not cached; returns the run folder and the final status of every step.
 
-    The run folder is written even when steps failed or the run was interrupted.
+    The run folder is written even when steps failed; of a run that goes on or was interrupted, `gather` writes it.
     """
     steps, store = prepare(settings, out)
     check_writable(out)
@@ -71,10 +73,29 @@ def execute(settings: RunSettings, out: Path, executor: str, slots: int, command
         print("\ninterrupted: the same command continues where this stopped", file=sys.stderr)
         raise
     nothing_new = all(s.state == CACHED for s in status.values())
-    if not (nothing_new and (folder / "report" / "index.html").exists()):
+    if not (nothing_new and (folder / "report" / "index.html").exists()) or unfinished(folder):
         collect(steps, store, settings, status, folder, run_facts(folder.name, command, started))
         build_report(folder)
     return folder, status
+
+
+def gather(folder: Path) -> None:
+    """Collect what a run on this machine has finished so far, without the process that runs it.
+
+    Raises UsageError when the run was planned by another version, or for other hardware: its steps have other keys.
+    """
+    record = json.loads((folder / "plan.json").read_text())
+    settings = build_settings(RunSettings, record["settings"], "run")
+    steps, store = prepare(settings, folder.parent.parent)
+    if [s["key"] for s in record["steps"]] != list(steps.steps):
+        raise UsageError(
+            f"{folder.name} was planned by another version of flgbench or elsewhere: report it there, or run again"
+        )
+    told = zip(steps.steps, step_lines(folder), strict=True)
+    known = {"done": CACHED, "running": RUNNING, "failed": FAILED, "blocked": BLOCKED}
+    status = {key: Status(known.get(line["state"], WAITING), line.get("reason", "")) for key, line in told}
+    facts = {"name": folder.name, "command": "", "environment": environment.facts(), "started": None}
+    collect(steps, store, settings, status, folder, facts | {"finished": None, "seconds": None})
 
 
 def run_facts(name: str, command: str, started: float) -> dict[str, Any]:

@@ -53,6 +53,16 @@ def step_lines(folder: Path) -> list[dict[str, Any]]:
     return lines
 
 
+def unfinished(folder: Path) -> bool:
+    """True while the results of a run have not been written, or were written by a report of a run in progress."""
+    if not all((folder / name).exists() for name in ("run.json", "results.parquet")):
+        return True
+    try:
+        return json.loads((folder / "run.json").read_text()).get("finished") is None
+    except ValueError:  # the report says what is wrong with the file
+        return False
+
+
 def as_text(line: dict[str, Any]) -> str:
     """One line of a terminal."""
     shown = "  ".join(f"{k} {v}" for k, v in line.items() if k not in ("step", "state"))

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from flgbench.compare_verb import compare
 from flgbench.errors import UsageError
 from flgbench.options import AsJson, Model
 
@@ -103,5 +104,6 @@ def check_metrics(
 EXAMPLES = {
     doctor: "Example:  flgbench doctor --json",
     check_metrics: "Example:  flgbench check-metrics --conditions 128 --out /tmp/check",
+    compare: "Example:  flgbench compare wanx-tiny-1f2b73004839 /tmp/other/runs/wanx-tiny-1f2b73004839 --out compared",
     pretrain: "Examples:  flgbench pretrain --model wanx --work /scratch/wanx  |  flgbench pretrain --gates --conditions 64",
 }

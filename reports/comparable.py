@@ -69,8 +69,8 @@ def _apart(a: RunData, b: RunData, mine: Cell, other: Cell) -> list[str]:
     fields = [(name, a.run.settings.get(key), b.run.settings.get(key)) for name, key in named]
     fields.append(("teacher weights", _key(a, "teacher"), _key(b, "teacher")))
     for kind in ("sample", "quality"):
-        versions = [_version(_key(run, kind, mine.cell)) for run in (a, b)]
-        fields.append((f"version of {'the measures' if kind == 'quality' else 'sampling'}", *versions))
+        before, after = (_version(_key(run, kind, mine.cell)) for run in (a, b))
+        fields.append((f"version of {'the measures' if kind == 'quality' else 'sampling'}", before, after))
     found = [f"{name}: {x} and {y}" for name, x, y in fields if x and y and x != y]
     if mine.failed or other.failed:
         return found

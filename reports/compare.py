@@ -192,8 +192,8 @@ def _ratio(a: RunData, b: RunData, pair: Pair, metric: str, apart: list[str]) ->
     both = across(a, b, pair.cell.cell, metric)
     if both.empty:
         return Entry(note="not timed in both runs")
-    means = np.log(both.set_index("condition")[["reference", "value"]]).groupby("condition").mean()
-    return _times(speedup(np.exp(means["reference"].to_numpy()), np.exp(means["value"].to_numpy())))
+    logs = _log_ratios(both)
+    return _times(speedup(np.exp(logs.to_numpy(float)), np.ones(len(logs))))
 
 
 def _no_speed(pair: Pair, apart: list[str]) -> str:
@@ -206,9 +206,13 @@ def _over_reference(run: RunData, cell: Cell | None) -> pd.Series:
     if cell is None or reference is None or cell.cell == reference.cell:
         return pd.Series(dtype=float)
     both = paired(run, cell.cell, reference.cell, "denoise_s")
-    return (
-        pd.Series(np.log(both["reference"] / both["value"]).to_numpy(float), index=both["condition"]).groupby(level=0).mean()
-    )
+    return _log_ratios(both)
+
+
+def _log_ratios(both: pd.DataFrame) -> pd.Series:
+    """Mean log of reference over value, by condition: repeats of a condition are not independent."""
+    logs = np.log(both["reference"].to_numpy(float) / both["value"].to_numpy(float))
+    return pd.Series(logs, index=both["condition"].to_numpy(int)).groupby(level=0).mean()
 
 
 def _factor(logs: pd.Series) -> Entry:
@@ -228,8 +232,8 @@ def _ratio_of_speedups(pair: Pair, ups: list[pd.Series], apart: list[str]) -> En
 
 def _times(found: Interval) -> Entry:
     low, high = (times(x)[:-1] if math.isfinite(x) else "" for x in (found.low, found.high))
-    bounds = (x if math.isfinite(x) else None for x in (found.low, found.high))
-    return Entry(times(found.value), found.value, *bounds, low, high, found.n)
+    below, above = (x if math.isfinite(x) else None for x in (found.low, found.high))
+    return Entry(times(found.value), found.value, below, above, low, high, found.n)
 
 
 def _signed(s: Shown, value: float) -> str:

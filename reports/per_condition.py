@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
-from matplotlib.figure import Figure
+from matplotlib.figure import SubFigure
 from matplotlib.patches import Patch
 
 from flgbench.metrics.stats import Interval, bootstrap_difference
@@ -135,7 +135,8 @@ def _draw(run: RunData, cells: list[Cell], found: dict[tuple[str, str], Differen
     with style():
         above, below = 0.17 * len(cells) + 0.55, 1.2
         figure = plt.figure(figsize=(PAGE, above + below * len(MEASURES) * len(blocks)))
-        parts = figure.subfigures(1 + len(blocks), 1, height_ratios=[above, *[below * len(MEASURES)] * len(blocks)])
+        heights = [above, *[below * len(MEASURES)] * len(blocks)]
+        parts = np.ravel(figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights))
         _matrix(parts[0], run, cells, found)
         for part, block in zip(parts[1:], blocks, strict=True):
             grid = part.subplots(len(MEASURES), width, sharey="row", squeeze=False)
@@ -151,7 +152,7 @@ def _draw(run: RunData, cells: list[Cell], found: dict[tuple[str, str], Differen
         return save(figure, out, "per_condition")
 
 
-def _matrix(figure: Figure, run: RunData, cells: list[Cell], found: dict[tuple[str, str], Differences]) -> None:
+def _matrix(figure: SubFigure, run: RunData, cells: list[Cell], found: dict[tuple[str, str], Differences]) -> None:
     """Who is right in which condition; on the right how often, and the mean difference over all samples."""
     kinds, conditions = outcomes(run, cells)
     axes = figure.subplots()

@@ -7,8 +7,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from conftest import Flgbench
 from test_reports import make_run
 
+from flgbench.plan import RunSettings
+from flgbench.runs import plan_record, prepare
+from flgbench.store import write_json
 from reports import build_all, progress
 from reports.aggregates import verdict
 from reports.data import load_run
@@ -86,3 +90,23 @@ def test_a_finished_run_says_nothing(tmp_path: Path) -> None:
     assert progress.line(load_run(folder)) == ""
     assert "in progress" not in build_all(folder).read_text()
     assert "in progress" not in (folder / "report" / "tables" / "summary.txt").read_text()
+
+
+def test_report_of_a_run_that_goes_on(tmp_path: Path, flgbench: Flgbench) -> None:
+    """Only the plan is there, as while the first step runs; the report tells so, and again once a step has failed."""
+    settings = RunSettings(baselines=("real", "euler"), conditions=2)
+    steps, store = prepare(settings, tmp_path)
+    folder = tmp_path / "runs" / "goes-on"
+    folder.mkdir(parents=True)
+    write_json(folder / "plan.json", plan_record(steps, settings))
+    first, *others = steps.steps
+    store.start(first)
+    store.event(first, "started")
+    code, printed, err = flgbench("report", "goes-on", "--out", str(tmp_path))
+    said = f"in progress: 0 of {len(steps.steps)} steps done, 1 running; no cell is finished yet"
+    assert code == 0 and said in printed, err
+    assert said in (folder / "report" / "index.html").read_text()
+    store.event(first, "failed", reason="by request")
+    code, printed, _ = flgbench("report", "goes-on", "--out", str(tmp_path))
+    assert code == 0 and f"1 failed, {len(others)} blocked" in printed, "gathered again, because it was not finished"
+    assert "by request" in (folder / "report" / "index.html").read_text()
