@@ -224,7 +224,7 @@ def _mean_text(mean: Interval, shown: Shown) -> tuple[str, str]:
 
 def _signed(shown: Shown, value: float) -> str:
     text = shown.text(value)
-    return f"+{text}" if text and not text.startswith("−") else text
+    return f"+{text}" if text and value > 0 else text
 
 
 def caption(run: RunData) -> str:
