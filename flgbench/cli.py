@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 
-from flgbench.compare_verb import compare
 from flgbench.errors import UsageError
 from flgbench.options import (
     AsJson,
