@@ -9,7 +9,9 @@ from typing import Annotated
 
 import typer
 
+from flgbench import student_verbs, sweep_verbs, upkeep
 from flgbench.errors import UsageError
+from flgbench.launch import check_executor, launch
 from flgbench.options import (
     AsJson,
     Baselines,
@@ -32,10 +34,8 @@ from flgbench.options import (
     resource_profile,
     run_settings,
 )
-from flgbench.printing import show_plan, show_submitted, show_summary
+from flgbench.printing import show_summary
 from flgbench.status import as_text, find_run, step_lines, unfinished, watched
-from flgbench.student_verbs import EXAMPLES as STUDENT_EXAMPLES
-from flgbench.upkeep import EXAMPLES
 from flgbench.vbench.verbs import app as vbench_app
 
 app = typer.Typer(
@@ -73,13 +73,8 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Train every method from one teacher, measure quality and latency, write the report. Continues what was stopped."""
-    if executor == Executor.inline and slots is not None:
-        raise UsageError("--executor inline runs one step at a time: leave out --slots")
-    if executor == Executor.slurm and slots is not None:
-        raise UsageError("--executor slurm takes --max-jobs: leave out --slots")
-    if executor != Executor.slurm and not wait:
-        raise UsageError("--no-wait needs --executor slurm")
-    resources = resource_profile(executor, profile, max_jobs)
+    check_executor(executor, slots, wait)
+    resource_profile(executor, profile, max_jobs)  # refused before settings are looked at
     settings = run_settings(
         methods,
         baselines,
@@ -92,34 +87,7 @@ def run(
         seed=seed,
         seeds=seeds,
     )
-    if dry_run:
-        show_plan(settings, out, as_json, resources, max_jobs)
-        return
-    from flgbench import environment
-    from flgbench import runs as work
-
-    command = "flgbench " + " ".join(sys.argv[1:])
-    if resources is not None:
-        from slurm import cluster
-
-        folder, status, submitted = cluster.execute(settings, out, resources, max_jobs, wait, command)
-        if not wait:
-            show_submitted(folder, out, submitted, as_json)
-            return
-    else:
-        slots = slots or len(environment.gpus()) or environment.cores()
-        folder, status = work.execute(settings, out, executor.value, slots, command)
-    bad = work.failed(status)
-    page = folder / "report" / "index.html"
-    if as_json:
-        print(json.dumps({"run": str(folder), "report": str(page), "failed": {k: s.reason for k, s in bad.items()}}))
-    else:
-        show_summary(folder)
-        for key, state in bad.items():
-            print(f"{state.state}: {key}: {state.reason}")
-        print(f"report: {page}")
-    if bad:
-        raise typer.Exit(1)
+    launch(settings, out, executor, profile, max_jobs, wait, slots, dry_run, as_json)
 
 
 @app.command(epilog="Example:  flgbench plan --methods fastlightgen,dmd2")
@@ -231,13 +199,13 @@ def profile_check(name: Annotated[str, typer.Argument(help="Name of a profile, o
 
 @app.command("list", epilog="Example:  flgbench list methods")
 def list_(kind: Annotated[Kind, typer.Argument()] = Kind.methods, as_json: AsJson = False) -> None:
-    """Names and one-line descriptions of methods, baselines, families, metrics or reports."""
+    """Names and one-line descriptions of methods, baselines, families, metrics, reports or ablations."""
     from flgbench.registry import registry
 
     if kind == Kind.metrics:
-        from flgbench.metrics.table import METRICS, SET_METRICS
+        from flgbench.metrics.table import ALL_METRICS
 
-        found = {name: f"[{info.unit}] {info.description}" for name, info in (METRICS | SET_METRICS).items()}
+        found = {name: f"[{info.unit}] {info.description}" for name, info in ALL_METRICS.items()}
     else:
         entries = registry(kind.value)
         found = {name: entries.describe(name) for name in entries.names()}
@@ -248,8 +216,9 @@ def list_(kind: Annotated[Kind, typer.Argument()] = Kind.methods, as_json: AsJso
         print(f"{name:20} {description}")
 
 
-for verb, example in (EXAMPLES | STUDENT_EXAMPLES).items():
-    app.command(verb.__name__.replace("_", "-"), epilog=example)(verb)
+for examples in (sweep_verbs.EXAMPLES, student_verbs.EXAMPLES, upkeep.EXAMPLES):
+    for verb, epilog in examples.items():
+        app.command(verb.__name__.replace("_", "-"), epilog=epilog)(verb)
 
 
 def main() -> None:

@@ -18,13 +18,15 @@ from safetensors.torch import load_file, save_file
 
 from flgbench.data import shapes
 from flgbench.data.captions import captions_of
-from flgbench.metrics.table import COLUMNS, METRICS, SET_METRICS
+from flgbench.metrics.descriptive import psnr
+from flgbench.metrics.table import ALL_METRICS, COLUMNS
 from flgbench.plan import Cell, Plan, RunSettings
 from flgbench.runner import BLOCKED, CACHED, DONE, FAILED, Status
 from flgbench.store import Store, write_json
 
 LATENCY = ("text_s", "denoise_s", "decode_s", "end_to_end_s")
 GALLERY_CLIPS = 12
+QUALITY = tuple(name for name in ALL_METRICS if name != "teacher_psnr")
 
 
 def collect(
@@ -51,13 +53,14 @@ def tidy(plan: Plan, store: Store, run: RunSettings, status: Mapping[str, Status
     for cell in plan.cells:
         found = _read(store, cell.quality)
         parts.append(found.assign(cell=cell.name) if found is not None else _missing(cell, cell.quality, status))
+        parts.append(_agreement(cell, plan, store))
         if latency is not None and cell.measures_latency:
             parts.append(latency[latency["cell"] == cell.name])
         else:
             key = latency_key if cell.measures_latency else None
             parts.append(_missing(cell, key, status, LATENCY))
     table = pd.concat(parts, ignore_index=True)
-    methods = {c.name: c.method for c in plan.cells if c.kind == "method"}
+    methods = {c.name: c.method for c in plan.cells if c.kind in ("method", "variant")}
     seeds = {c.name: run.seed + c.repeat for c in plan.cells}
     table["run"], table["family"], table["scale"] = name, run.model, run.scale
     table["seed"], table["method"] = table["cell"].map(seeds), table["cell"].map(methods).fillna("")
@@ -66,12 +69,33 @@ def tidy(plan: Plan, store: Store, run: RunSettings, status: Mapping[str, Status
     return table[list(COLUMNS)]
 
 
+def _agreement(cell: Cell, plan: Plan, store: Store) -> pd.DataFrame:
+    """`teacher_psnr` of a cell's clips: here, not in its quality step, so that no cell has to wait for the reference."""
+    reference = next((c for c in plan.cells if c.kind == "reference"), None)
+    rows: dict[str, Any] = {"condition": -1, "sample": 0, "value": np.nan, "status": "missing"}
+    if reference is None or reference.name == cell.name:
+        rows["reason"] = "the run has no reference" if reference is None else "it is the reference"
+    elif not (store.is_done(reference.sample) and store.is_done(cell.sample)):
+        rows["reason"] = "the clips of the cell or of the reference are not there"
+    else:
+        own, other = (load_file(store.path(k) / "videos.safetensors")["video"] for k in (cell.sample, reference.sample))
+        conditions, samples = zip(*json.loads((store.path(cell.sample) / "identities.json").read_text()), strict=True)
+        value = psnr(own, other)
+        rows = {"condition": conditions, "sample": samples, "value": value, "status": "ok", "reason": ""}
+    info = ALL_METRICS["teacher_psnr"]
+    told = {"cell": cell.name, "metric": "teacher_psnr", "unit": info.unit, "higher_is_better": info.higher_is_better}
+    return pd.DataFrame(rows | told, index=None if rows["status"] == "ok" else [0])
+
+
 def _read(store: Store, key: str | None) -> pd.DataFrame | None:
     return pd.read_parquet(store.path(key) / "results.parquet") if key and store.is_done(key) else None
 
 
 def _missing(
-    cell: Cell, key: str | None, status: Mapping[str, Status], metrics: tuple[str, ...] = tuple(METRICS | SET_METRICS)
+    cell: Cell,
+    key: str | None,
+    status: Mapping[str, Status],
+    metrics: tuple[str, ...] = QUALITY,
 ) -> pd.DataFrame:
     if key is None:
         if cell.repeat:
@@ -87,10 +111,8 @@ def _missing(
             "condition": -1,
             "sample": 0,
             "value": np.nan,
-            "unit": [(METRICS | SET_METRICS)[m].unit if m in METRICS | SET_METRICS else "s" for m in metrics],
-            "higher_is_better": [
-                (METRICS | SET_METRICS)[m].higher_is_better if m in METRICS | SET_METRICS else False for m in metrics
-            ],
+            "unit": [ALL_METRICS[m].unit if m in ALL_METRICS else "s" for m in metrics],
+            "higher_is_better": [ALL_METRICS[m].higher_is_better if m in ALL_METRICS else False for m in metrics],
             "status": "missing",
             "reason": reason,
         }
@@ -110,7 +132,9 @@ def _cell_record(cell: Cell, plan: Plan, store: Store, status: Mapping[str, Stat
     told = trained or (network and not cell.stages)  # a sampler of the teacher trains nothing: 0 is its true cost
     return {
         "cell": cell.name,
-        "method": cell.method if cell.kind == "method" else "",
+        "method": cell.method if cell.kind in ("method", "variant") else "",
+        "sweep": cell.sweep,
+        "point": dict(cell.point),
         "repeat": cell.repeat,
         "label": cell.label,
         "kind": cell.kind,
@@ -163,7 +187,7 @@ def _copy_curves(plan: Plan, store: Store, folder: Path) -> None:
     curves = folder / "curves"
     shutil.rmtree(curves, ignore_errors=True)
     curves.mkdir()
-    for cell in plan.cells:
+    for cell in (c for c in plan.cells if c.kind != "variant"):
         for name, key in cell.stages:
             source = store.path(key) / "curve.jsonl"
             if store.is_done(key) and source.exists():
@@ -175,7 +199,7 @@ def _write_gallery(plan: Plan, store: Store, run: RunSettings, folder: Path) -> 
     shutil.rmtree(gallery, ignore_errors=True)
     gallery.mkdir()
     count = min(GALLERY_CLIPS, run.conditions)
-    for cell in plan.cells:
+    for cell in (c for c in plan.cells if c.kind != "variant"):
         if store.is_done(cell.sample):
             video = load_file(store.path(cell.sample) / "videos.safetensors")["video"]
             save_file({"video": video[:count].clone()}, gallery / f"{cell.name}.safetensors")

@@ -18,6 +18,7 @@ class Kind(StrEnum):
     families = "families"
     metrics = "metrics"
     reports = "reports"
+    ablations = "ablations"
 
 
 class Executor(StrEnum):

@@ -11,9 +11,11 @@ from pydantic import Field
 
 from flgbench.contracts import Baseline, Family, FamilyPreset, Method
 from flgbench.errors import UsageError
+from flgbench.metrics.judges import fingerprint
 from flgbench.registry import registry, target_of
 from flgbench.sampling import SamplerSettings
 from flgbench.settings import Settings, build_settings, digest
+from flgbench.sweeps import Variant, merged
 from flgbench.training import LoopSettings
 
 
@@ -40,7 +42,7 @@ class Cell:
 
     name: str
     label: str
-    kind: str  # reference, method, baseline, control
+    kind: str  # reference, method, baseline, control, variant
     family: str
     changes: str
     sampler: SamplerSettings | None
@@ -52,11 +54,14 @@ class Cell:
     sample: str
     quality: str
     repeat: int = 0  # of several trainings of one method: 0 is the first, which is timed
-    method: str = ""  # of a method's cell its name, which all repeats share
+    method: str = ""  # of a method's cell its name, which all repeats and variants share
+    sweep: str = ""  # of a variant: the sweep it is a point of
+    point: Mapping[str, Any] = field(default_factory=dict)  # and where: axis -> value
 
     @property
     def measures_latency(self) -> bool:
-        return self.sampler is not None and self.repeat == 0
+        """Variants are compared by their nominal speed-up, as in the paper's Figure 1."""
+        return self.sampler is not None and self.repeat == 0 and self.kind != "variant"
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,7 @@ class RunSettings(Settings):
     pairs: int = Field(20, ge=3, description="timed conditions of the latency protocol")
     seed: int = Field(0, ge=0)
     seeds: int = Field(1, ge=1, le=100, description="trainings of each method, with seeds from `seed` on")
+    variants: tuple[Variant, ...] = Field((), description="points of sweeps, further cells of the same plan")
     threads: int = Field(1, ge=1, description="threads of a latency measurement")
 
 
@@ -98,7 +104,7 @@ def plan(run: RunSettings, hardware: Mapping[str, Any]) -> Plan:
         raise UsageError(f"--scale {run.scale}: family '{run.model}' has {', '.join(family.scales)}")
     preset = family.preset(run.scale)
     for owner in run.method_settings:
-        if owner not in run.methods:
+        if owner not in (*run.methods, *(v.method for v in run.variants)):
             registry("methods").check(owner)
             raise UsageError(f"--set {owner}.…: '{owner}' is not among the methods of this run")
 
@@ -115,11 +121,13 @@ def plan(run: RunSettings, hardware: Mapping[str, Any]) -> Plan:
     test_clips = {"split": "test", "count": max(run.conditions, run.pairs)}
     test = add(Step("data", "test", place | test_clips, {"teacher": teacher}))
 
+    judges = fingerprint()
+
     def measure(name: str, producer: dict[str, Any], student: str | None) -> tuple[str, str]:
         counts = {"conditions": run.conditions, "repeated_conditions": run.repeated_conditions}
         inputs = {"teacher": teacher, "data": test} | ({"student": student} if student else {})
         sample = add(Step("sample", name, place | producer | counts, inputs, version=3))
-        return sample, add(Step("quality", name, place, {"data": test, "sample": sample}, version=5))
+        return sample, add(Step("quality", name, place | {"judges": judges}, {"data": test, "sample": sample}, version=6))
 
     cells: list[Cell] = []
     for name in run.baselines:
@@ -138,6 +146,12 @@ def plan(run: RunSettings, hardware: Mapping[str, Any]) -> Plan:
         trained = any(steps[key].settings.get("loop") for _, key in first.stages)  # nothing varies without training
         repeats = range(1, run.seeds if trained else 1)
         cells += [first, *(_method_cell(run, name, preset, place, roles, add, measure, repeat=r) for r in repeats)]
+    roles = {"teacher": teacher, "data": training}
+    cells += [_method_cell(run, v.method, preset, place, roles, add, measure, variant=v) for v in run.variants]
+
+    names = [c.name for c in cells]
+    if twice := sorted({n for n in names if names.count(n) > 1}):
+        raise UsageError(f"the sweep has {', '.join(twice)} twice: give every value once")
 
     timed = {c.name: c for c in cells if c.measures_latency}
     students = {f"student:{c.name}": c.timed for c in timed.values() if c.timed}
@@ -167,14 +181,24 @@ def _inferred(prefix: str, settings: Settings) -> list[dict[str, Any]]:
 
 
 def _method_cell(
-    run: RunSettings, name: str, preset: FamilyPreset, place: dict, inputs: dict, add, measure, repeat: int = 0
+    run: RunSettings,
+    name: str,
+    preset: FamilyPreset,
+    place: dict,
+    inputs: dict,
+    add,
+    measure,
+    repeat: int = 0,
+    variant: Variant | None = None,
 ) -> Cell:
     cls = registry("methods").get(name)
-    method: Method = cls(build_settings(cls.Settings, run.method_settings.get(name, {}), name), preset)
+    values = merged(run.method_settings.get(name, {}), variant.settings if variant else {})
+    method: Method = cls(build_settings(cls.Settings, values, name), preset)
+    budget = variant.budget if variant and variant.budget else run.budget
     keys: dict[str, str] = {}
     inferred: list[dict[str, Any]] = []
     loops: list[LoopSettings] = []
-    for spec in method.stages(run.budget):
+    for spec in method.stages(budget):
         parents = {role: keys[earlier] for role, earlier in spec.inputs.items()}
         content = place | {"stage": target_of(spec.stage), "settings": spec.settings.model_dump(mode="json")}
         if spec.budget > 0:
@@ -190,11 +214,12 @@ def _method_cell(
     sampler = method.sampler()
     seed = run.seed + repeat
     own = f"{name}-seed{seed}" if repeat else name
+    # Steps of a variant bear the method's name: where its settings are the defaults, they are the same steps.
     sample, quality = measure(own, {"sampler": _record(sampler)}, student)
     return Cell(
-        own,
+        variant.name if variant else own,
         f"{cls.label}, seed {seed}" if repeat else cls.label,
-        cls.kind,
+        "variant" if variant else cls.kind,
         cls.family,
         cls.changes,
         sampler,
@@ -207,4 +232,6 @@ def _method_cell(
         quality,
         repeat,
         name,
+        variant.sweep if variant else "",
+        variant.point if variant else {},
     )

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+MS_A_PASS = 8.3  # core-milliseconds of `schedule.estimate`'s unit, at tiny scale on an AMD EPYC (Zen 4): reports/measured
+
 
 def show_submitted(folder: Path, out: Path, jobs: int, as_json: bool) -> None:
     """What was submitted to a cluster, and the verbs that follow it."""
@@ -42,6 +44,24 @@ def show_plan(settings: Any, out: Path, as_json: bool, profile: Any, max_jobs: i
             print(f"  each task after its own of array {array['index_to_index']}")
         if array["after"]:
             print(f"  all after {' '.join(array['after'])}")
+
+
+def show_cost(settings: Any, out: Path) -> None:
+    """One line before a sweep: what is there already, and about how long the rest takes."""
+    from flgbench import runs as work
+    from flgbench.runner import CACHED, initial_status
+    from flgbench.schedule import estimate
+
+    steps, store = work.prepare(settings, out)
+    status = initial_status(steps, store)
+    rest = [step for key, step in steps.steps.items() if status[key].state != CACHED]
+    passes = sum(map(estimate, rest))
+    minutes = passes * MS_A_PASS / 60_000
+    print(
+        f"{len(steps.steps)} steps: {len(steps.steps) - len(rest)} cached, {len(rest)} to run, worth about {passes:,.0f} "
+        f"passes of the network ({minutes:.0f} core-minutes at tiny scale)",
+        flush=True,
+    )
 
 
 def show_summary(folder: Path) -> None:

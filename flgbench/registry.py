@@ -14,7 +14,14 @@ from typing import Any
 
 from flgbench.errors import UsageError
 
-SINGULAR = {"methods": "method", "baselines": "baseline", "families": "family", "metrics": "metric", "reports": "report"}
+SINGULAR = {
+    "methods": "method",
+    "baselines": "baseline",
+    "families": "family",
+    "metrics": "metric",
+    "reports": "report",
+    "ablations": "ablation",
+}
 KINDS = tuple(SINGULAR)
 
 CONTROL = "control_"
@@ -95,5 +102,5 @@ def target_of(cls: type) -> str:
 
 @cache
 def registry(kind: str) -> Registry:
-    """The one registry of a kind ("methods", "baselines", "families", "metrics", "reports")."""
+    """The one registry of a kind ("methods", "baselines", "families", "metrics", "reports", "ablations")."""
     return Registry(kind)

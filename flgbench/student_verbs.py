@@ -90,7 +90,7 @@ def _progress(clips: int, steps: int) -> Iterator[tuple[Callable[[], None], Call
         yield lambda: bars.advance(task), lambda text: bars.console.print(text, markup=False, highlight=False)
 
 
-EXAMPLES = {
+EXAMPLES: dict[Callable[..., None], str] = {
     sample: 'Example:  flgbench sample --student latest/fastlightgen --image first.png --prompt "a red circle" -o out.mp4',
     export: "Example:  flgbench export latest/fastlightgen my-student",
 }

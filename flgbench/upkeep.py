@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -45,11 +46,17 @@ def pretrain(
     continue_from: Annotated[
         Path | None, typer.Option(help="A teacher's folder: keep its autoencoder, train its denoiser on.")
     ] = None,
+    judge: Annotated[str | None, typer.Option(help="Train a judge of the evaluation instead: classifier or clip.")] = None,
     gates: Annotated[bool, typer.Option("--gates", help="Only measure the gates of the present weights.")] = False,
     conditions: Annotated[int, typer.Option(min=8, help="Held-out conditions of the gates.")] = 256,
     seeds: Annotated[int, typer.Option(min=1, help="Noises that the gates sample each condition with.")] = 3,
 ) -> None:
-    """Train the tiny teacher again (hours on two cores), or measure its gates."""
+    """Train the tiny teacher again (hours on two cores), a judge of the evaluation, or measure the teacher's gates."""
+    if judge is not None:
+        if gates or continue_from is not None:
+            raise UsageError("--judge trains a judge: leave out --gates and --continue-from")
+        print(json.dumps(_pretrain_judge(judge, work, target), indent=1))
+        return
     if gates and continue_from is not None:
         raise UsageError("--gates trains nothing: leave out --continue-from")
     from flgbench.registry import registry
@@ -71,6 +78,20 @@ def pretrain(
         recipe.export(recipe.pretrain(work, environment.cores()), work, folder)
         print(f"weights: {folder}")
     print(json.dumps(gate.measure_gates(family, conditions, seeds, folder), indent=1))
+
+
+def _pretrain_judge(name: str, work: Path, target: Path | None) -> dict[str, float]:
+    """The gate's shares of the judge that is now in `target`, by default the package."""
+    from flgbench.metrics.judges import SHIPPED, WEIGHTS
+
+    if name not in SHIPPED:
+        raise UsageError(f"--judge {name}: no such judge. Known: {', '.join(SHIPPED)}")
+    from flgbench.runs import check_writable
+
+    check_writable(work)
+    from importlib import import_module
+
+    return import_module(f"flgbench.metrics.judges.train_{name}").make(work / name, target or WEIGHTS / name)
 
 
 def check_metrics(
@@ -101,9 +122,10 @@ def check_metrics(
         raise typer.Exit(1)
 
 
-EXAMPLES = {
+EXAMPLES: dict[Callable[..., None], str] = {
     doctor: "Example:  flgbench doctor --json",
     check_metrics: "Example:  flgbench check-metrics --conditions 128 --out /tmp/check",
     compare: "Example:  flgbench compare wanx-tiny-1f2b73004839 /tmp/other/runs/wanx-tiny-1f2b73004839 --out compared",
-    pretrain: "Examples:  flgbench pretrain --model wanx --work /scratch/wanx  |  flgbench pretrain --gates --conditions 64",
+    pretrain: "Examples:  flgbench pretrain --model wanx --work /scratch/wanx  |  flgbench pretrain --gates  |  "
+    "flgbench pretrain --judge classifier",
 }

@@ -17,6 +17,8 @@ BUILT_IN = {
     "main_table": "reports.main_table:build",
     "comparisons": "reports.comparisons:build",
     "trainings": "reports.trainings:build",
+    "sweeps": "reports.sweeps:build",
+    "sweep_figures": "reports.sweep_figures:build",
     "summary": "reports.summary:build",
     "pareto": "reports.pareto:build",
     "waterfall": "reports.waterfall:build",

@@ -23,6 +23,7 @@ from reports.data import Cell, RunData
 
 P = ParamSpec("P")
 R = TypeVar("R")
+P90_FROM = 36
 KEEP = 0.99  # a method may win only at this share of the teacher's quality
 # Fields of the evaluation card that forbid a comparison where they differ.
 MUST_AGREE = ("conditions", "conditions_sha256", "seed_rule", "dtype", "attention", "torch", "diffusers")
@@ -149,6 +150,19 @@ def estimate(run: RunData, cell: str, metric: str) -> Estimate:
     return Estimate(cell, metric, value, _finite(low), _finite(high), len(values), missing, partly)
 
 
+@_remembered
+def ninth_decile(run: RunData, cell: str, metric: str) -> Estimate:
+    """90th percentile of a latency, only from 36 samples: below, its distribution-free interval has no upper end."""
+    found = rows(run, cell, metric)
+    values = found[found["status"] == "ok"]["value"].to_numpy(float)
+    if len(values) == 0:
+        return estimate(run, cell, metric)
+    if len(values) < P90_FROM:
+        why = f"a 90th percentile needs {P90_FROM} timed conditions (--pairs {P90_FROM}), has {len(values)}"
+        return Estimate(cell, metric, n=len(values), reason=why)
+    return Estimate(cell, metric, float(np.quantile(values, 0.9)), n=len(values))
+
+
 def paired(run: RunData, cell: str, reference: str, metric: str, of_reference: str | None = None) -> pd.DataFrame:
     """Rows where both have a number: columns condition, sample, value, reference."""
     mine = rows(run, cell, metric)
@@ -157,6 +171,16 @@ def paired(run: RunData, cell: str, reference: str, metric: str, of_reference: s
     left = mine[mine["status"] == "ok"][[*keys, "value"]]
     right = theirs[theirs["status"] == "ok"][[*keys, "value"]].rename(columns={"value": "reference"})
     return left.merge(right, on=keys, validate="one_to_one")
+
+
+@_remembered
+def paired_difference(run: RunData, cell: str, other: str, metric: str) -> Interval | None:
+    """`metric` of `cell` minus that of `other`, paired and clustered by condition; None below two conditions in common."""
+    pairs = paired(run, cell, other, metric)
+    if pairs["condition"].nunique() < 2:
+        return None
+    condition = pairs["condition"].to_numpy(int)
+    return bootstrap_difference(pairs["value"].to_numpy(float), condition, pairs["reference"].to_numpy(float), condition)
 
 
 def _measured_ratio(run: RunData, cell: Cell, metric: str, of_reference: str | None = None) -> Ratio:
@@ -220,10 +244,8 @@ def verdict(run: RunData, cell: Cell) -> Verdict:
     pairs = paired(run, cell.cell, reference.cell, HEADLINE)
     if pairs["condition"].nunique() < 2:
         return _undecided(estimate(run, cell.cell, HEADLINE).reason or "fewer than two conditions in common")
-    conditions = pairs["condition"].to_numpy(int)
-    difference = bootstrap_difference(
-        pairs["value"].to_numpy(float), conditions, pairs["reference"].to_numpy(float), conditions
-    )
+    difference = paired_difference(run, cell.cell, reference.cell, HEADLINE)
+    assert difference is not None
     allowed = -(1 - KEEP) * float(pairs.groupby("condition")["reference"].mean().mean())
     value, low, high = (f"{100 * x:+.1f}" for x in (difference.value, difference.low, difference.high))
     spoken = f"{HEADLINE} {value} points [{low}, {high}]"

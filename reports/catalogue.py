@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from flgbench.metrics.table import METRICS, SET_METRICS
+from flgbench.metrics.table import ALL_METRICS
 
 Best = Literal["high", "low", "one", "zero", None]  # "zero": unbiased estimates below 0 are as good as 0
 
@@ -46,7 +46,7 @@ class Shown:
 
 
 def _quality(key: str, title: str, unit: str = "%", scale: float = 100, decimals: int = 1, best: Best = "high") -> Shown:
-    meaning = (METRICS | SET_METRICS)[key].description
+    meaning = ALL_METRICS[key].description
     return Shown(key, title, unit, scale, decimals, best, meaning)
 
 
@@ -75,6 +75,17 @@ IMAGE = (
     _quality("area_drift", "Area drift", "octaves", 1, 3, "low"),
     _quality("colour_drift", "Colour drift", "RGB", 1, 1, "low"),
 )
+JUDGED = (
+    _quality("named_all", "Named"),
+    _quality("named_shape", "Shape named"),
+    _quality("named_direction", "Direction named"),
+    _quality("named_speed", "Speed named"),
+    _quality("clip_alignment", "CLIP", "cosine", 1, 3, "high"),
+    _quality("first_frame_lpips", "LPIPS", "", 1, 3, "low"),
+    _quality("frechet", "Fréchet", "", 1, 3, "low"),
+    _quality("kernel", "Kernel", "×10⁻³", 1000, 2, "zero"),
+    _quality("teacher_psnr", "Teacher", "dB", 1, 1, None),
+)
 DIVERSITY = (
     _quality("turn_diversity", "Turn variety", "ratio", 1, 2, "high"),
     _quality("hidden_tv_turn", "Turn TV", "", 1, 3, "low"),
@@ -95,7 +106,7 @@ LATENCY = (
     Shown("denoise_batched_cfg_s", "Denoise, batched CFG", "s", 1, 3, "low", "both CFG passes in one batch, median"),
 )
 MEMORY = Shown("peak_memory_mb", "Memory", "MB", 1, 0, "low", "peak memory of the process while sampling")
-BY_KEY = {shown.key: shown for shown in (*ACCURACY, *MOTION, *IMAGE, *DIVERSITY, *LATENCY, MEMORY)}
+BY_KEY = {shown.key: shown for shown in (*ACCURACY, *MOTION, *IMAGE, *JUDGED, *DIVERSITY, *LATENCY, MEMORY)}
 LATENCY_KEYS = frozenset(shown.key for shown in LATENCY)
 
 

@@ -10,15 +10,16 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from flgbench.metrics.stats import Interval, bootstrap_difference
-from reports.aggregates import differences, paired, speedups
+from flgbench.metrics.stats import Interval
+from reports.aggregates import differences, nominal, paired_difference, speedups
 from reports.catalogue import BY_KEY, HEADLINE, times
 from reports.data import Cell, RunData
 from reports.tables import md
 
 Verdict = Literal["reproduced", "contradicted", "undecided"]
+WANTED = "flgbench ablate {}"
 JOINT, MEASURED = "FastLightGen", 31.3  # times: 885 s / 28.3 s of Table 2
 
 
@@ -98,16 +99,85 @@ def outer_blocks_matter_most(run: RunData) -> list[Claim]:
 
 
 def of_sweeps(run: RunData) -> list[Claim]:
-    """What one run with one setting each cannot tell."""
-    told = (
-        ("Distillation alone (alpha = 1) is the best mixture of stage II", "Table 4: 0.791 against 0.780 to 0.788", "alpha"),
-        ("beta2 = 0.25 is better than 0", "Table 5: 0.820 against 0.812", "beta2"),
-        ("A large beta2 (0.75) exaggerates motion", "Table 5: dynamic degree 1.000 against 0.459", "beta2"),
-        ("A weaker teacher makes a better student", "stage III", "beta1 and beta2"),
-        ("4 steps with 70 % kept is the best trade", "Figure 1", "steps and keep"),
-    )
-    wanted = "the same run with other values of {}, side by side"
-    return [Claim(statement, source, "undecided", decides=wanted.format(names)) for statement, source, names in told]
+    """What takes the same method at several settings: `flgbench ablate`, `flgbench paper`."""
+    return [
+        _best_of(
+            run,
+            "Distillation alone (alpha = 1) is the best mixture of stage II",
+            "Table 4: 0.791 against 0.780 to 0.788",
+            "alpha",
+            {"alpha": 1.0},
+        ),
+        _better(
+            run,
+            "beta2 = 0.25 is better than 0",
+            "Table 5: 0.820 against 0.812",
+            _variant(run, "beta2", {"beta2": 0.25}),
+            _variant(run, "beta2", {"beta2": 0.0}),
+            without=WANTED.format("beta2"),
+        ),
+        _better(
+            run,
+            "A large beta2 (0.75) exaggerates motion",
+            "Table 5: dynamic degree 1.000 against 0.459",
+            _variant(run, "beta2", {"beta2": 0.75}),
+            _variant(run, "beta2", {"beta2": 0.0}),
+            metric="motion_ratio",
+            without=WANTED.format("beta2"),
+        ),
+        _better(
+            run,
+            "A weaker teacher makes a better student",
+            "stage III",
+            _variant(run, "teacher", {"teacher": "weak"}),
+            _variant(run, "teacher", {"teacher": "strongest"}),
+            without=WANTED.format("teacher"),
+        ),
+        _best_of(
+            run,
+            "4 steps with 70 % kept is the best of all that are as fast",
+            "Figure 1",
+            "steps-keep",
+            {"steps": 4, "keep": 0.7},
+            as_fast=True,
+        ),
+    ]
+
+
+def _variant(run: RunData, sweep: str, point: dict[str, Any]) -> Cell | None:
+    """A point of a sweep, None where the run has none or it failed."""
+    return next((v for v in run.variants if v.sweep == sweep and v.point == point and not v.failed), None)
+
+
+def _best_of(run: RunData, statement: str, source: str, sweep: str, point: dict[str, Any], as_fast: bool = False) -> Claim:
+    """Is one point of a sweep above all others (`as_fast`: all of at least its nominal speed-up), each by its interval?
+
+    Contradicted as soon as one other is above it by its interval.
+    """
+    mine = _variant(run, sweep, point)
+    others = [v for v in run.variants if v.sweep == sweep and v.point != point and not v.failed]
+    if mine is None or not others:
+        return Claim(statement, source, "undecided", decides=WANTED.format(sweep))
+    if as_fast:
+        mine_up = nominal(run, mine).value or math.inf
+        others = [v for v in others if (nominal(run, v).value or 0) >= mine_up]
+    each = {v.cell: found for v in others if (found := paired_difference(run, mine.cell, v.cell, HEADLINE))}
+    if not each:
+        return Claim(statement, source, "undecided", decides="results of both on at least two conditions")
+    closest = min(each, key=lambda cell: each[cell].value)
+    found = each[closest]
+    verdict: Verdict = "undecided"
+    if all(f.low > 0 for f in each.values()):
+        verdict = "reproduced"
+    elif any(f.high < 0 for f in each.values()):
+        verdict = "contradicted"
+    statistic = f"{_points(found.value)} over the best other, {closest.partition('@')[2]}"
+    decides = _conditions_needed(found, 0) if verdict == "undecided" else ""
+    return Claim(statement, source, verdict, statistic, f"[{_points(found.low)}, {_points(found.high)}]", found.n, decides)
+
+
+def _points(difference: float) -> str:
+    return f"{100 * difference:+.1f}".replace("-", "−")
 
 
 CLAIMS: tuple[Callable[[RunData], list[Claim]], ...] = (
@@ -124,22 +194,30 @@ def _method(run: RunData, name: str) -> Cell | None:
     return next((c for c in run.cells if c.cell == name and not c.failed), None)
 
 
-def _better(run: RunData, statement: str, source: str, mine: Cell | None, other: Cell | None, slack: float = 0) -> Claim:
-    """Is `mine` above `other` in the headline, paired by condition? `slack`: how much less still counts as no less."""
+def _better(
+    run: RunData,
+    statement: str,
+    source: str,
+    mine: Cell | None,
+    other: Cell | None,
+    slack: float = 0,
+    metric: str = HEADLINE,
+    without: str = "a run with both",
+) -> Claim:
+    """Is `mine` above `other` in `metric`, paired by condition? `slack`: how much less still counts as no less."""
     if mine is None or other is None:
-        return Claim(statement, source, "undecided", decides="a run with both")
+        return Claim(statement, source, "undecided", decides=without)
     if apart := differences(mine, other):
         return Claim(statement, source, "undecided", decides=f"the same evaluation of both; now {'; '.join(apart)}")
-    pairs = paired(run, mine.cell, other.cell, HEADLINE)
-    conditions = pairs["condition"].to_numpy(int)
-    found = bootstrap_difference(pairs["value"].to_numpy(float), conditions, pairs["reference"].to_numpy(float), conditions)
-    if not math.isfinite(found.low):
-        return Claim(statement, source, "undecided", decides="results of both on at least two conditions", n=found.n)
+    found = paired_difference(run, mine.cell, other.cell, metric)
+    if found is None or not math.isfinite(found.low):
+        return Claim(statement, source, "undecided", decides="results of both on at least two conditions")
     verdict: Verdict = "reproduced" if found.low > -slack else "contradicted" if found.high < -slack else "undecided"
-    shown = BY_KEY[HEADLINE]
+    shown = BY_KEY[metric]
     value, low, high = (shown.text(x) for x in (found.value, found.low, found.high))
     decides = _conditions_needed(found, slack) if verdict == "undecided" else ""
-    statistic = f"{shown.title.lower()} {'+' if found.value > 0 else ''}{value} points"
+    unit = "points" if shown.unit == "%" else shown.unit
+    statistic = f"{shown.title.lower()} {'+' if found.value > 0 else ''}{value} {unit}"
     return Claim(statement, source, verdict, statistic, f"[{low}, {high}]", found.n, decides)
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from flgbench.metrics.stats import bootstrap_difference, holm, mcnemar
-from reports.aggregates import differences, ordered_cells, paired
+from flgbench.metrics.stats import holm, mcnemar
+from reports.aggregates import differences, ordered_cells, paired, paired_difference
 from reports.catalogue import HEADLINE
 from reports.data import Cell, RunData
 from reports.tables import Column, Entry, Row, Table, write
@@ -60,11 +60,10 @@ def _compared(run: RunData, mine: Cell, other: Cell) -> tuple[Entry, float]:
         return Entry(note=f"{mine.status}: {mine.reason or 'no reason recorded'}"), np.nan
     if apart := differences(mine, other):
         return Entry(note=f"not compared, the evaluation cards differ: {'; '.join(apart)}"), np.nan
-    pairs = paired(run, mine.cell, other.cell, HEADLINE)
-    if pairs["condition"].nunique() < 2:
+    found = paired_difference(run, mine.cell, other.cell, HEADLINE)
+    if found is None:
         return Entry(note="fewer than two conditions in common"), np.nan
-    condition = pairs["condition"].to_numpy(int)
-    found = bootstrap_difference(pairs["value"].to_numpy(float), condition, pairs["reference"].to_numpy(float), condition)
+    pairs = paired(run, mine.cell, other.cell, HEADLINE)
     once = pairs[pairs["sample"] == 0]
     p = mcnemar(once["value"].to_numpy(float), once["reference"].to_numpy(float))
     value, low, high = (f"{100 * x:+.1f}".replace("-", "−") for x in (found.value, found.low, found.high))

@@ -54,7 +54,7 @@ class Cell(_Record):
     method: str
     repeat: int = 0  # which of several trainings of the method
     label: str
-    kind: Literal["reference", "method", "baseline", "control"]
+    kind: Literal["reference", "method", "baseline", "control", "variant"]
     family: str = "none"
     changes: str = ""
     nfe: int | None = None
@@ -73,6 +73,8 @@ class Cell(_Record):
     card: dict[str, Any] = {}  # flgbench.card: what its quality numbers depend on
     inferred: tuple[Inferred, ...] = ()
     stages: tuple[CellStage, ...] = ()
+    sweep: str = ""  # of a variant: the sweep it is a point of
+    point: dict[str, Any] = {}  # and where: axis -> value
 
     @property
     def failed(self) -> bool:
@@ -133,17 +135,18 @@ class RunData:
 
     folder: Path
     run: RunInfo
-    cells: tuple[Cell, ...]
+    cells: tuple[Cell, ...]  # without the variants
     steps: tuple[Step, ...]
     results: pd.DataFrame
     importance: Importance | None = None
     curves: dict[str, pd.DataFrame] = field(default_factory=dict)  # "<cell>.<stage>" -> one row an iteration
     gallery: Gallery | None = None
+    variants: tuple[Cell, ...] = ()  # points of sweeps, in the order of their sweeps
     memory: dict[tuple[Any, ...], Any] = field(default_factory=dict, repr=False, compare=False)  # see aggregates
 
     def cell(self, name: str) -> Cell:
         """The cell called `name`; KeyError when there is none."""
-        for cell in self.cells:
+        for cell in (*self.cells, *self.variants):
             if cell.cell == name:
                 return cell
         raise KeyError(f"no cell '{name}'; there are {', '.join(c.cell for c in self.cells)}")
@@ -168,7 +171,8 @@ def load_run(folder: Path) -> RunData:
     return RunData(
         folder=folder,
         run=_parse(folder / "run.json", TypeAdapter(RunInfo)),
-        cells=cells,
+        cells=tuple(c for c in cells if c.kind != "variant"),
+        variants=tuple(c for c in cells if c.kind == "variant"),
         steps=_parse(folder / "steps.json", TypeAdapter(tuple[Step, ...])),
         results=_results(folder / "results.parquet", set(names)),
         importance=_importance(importance) if importance.exists() else None,

@@ -1,7 +1,7 @@
 """Main table: every cell's quality against the truth, and its speed, with intervals (Markdown, CSV, LaTeX).
 
-Quality is split in four printed tables (accuracy, motion, image, diversity), speed is the last; each fits a page's width,
-the CSV holds all columns in one. Best is bold and second underlined among reference, methods and baselines; controls
+Quality is split in five printed tables (accuracy, motion, image, judges, diversity), speed is the last; each fits a page's
+width, the CSV holds all columns in one. Best is bold and second underlined among reference, methods and baselines; controls
 (real clips, VAE round trip, frozen image, blocks deleted without a method) are shown to read the others and are not ranked.
 """
 
@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from reports.aggregates import Estimate, Ratio, estimate, ordered_cells, speedups, verdict
-from reports.catalogue import ACCURACY, BY_KEY, DIVERSITY, IMAGE, MOTION, Shown, times
+from reports.aggregates import Estimate, Ratio, estimate, ninth_decile, ordered_cells, speedups, verdict
+from reports.catalogue import ACCURACY, BY_KEY, DIVERSITY, IMAGE, JUDGED, MOTION, Shown, times
 from reports.data import Cell, RunData
 from reports.tables import Column, Entry, Rank, Row, Table, write
 
@@ -23,13 +23,13 @@ LEGEND = (
 
 
 def build(run: RunData, out: Path) -> list[Path]:
-    """Main tables of accuracy, motion, image, diversity and speed: tables/main.md, main.csv and one .tex each."""
+    """Main tables of accuracy, motion, image, judges, diversity and speed: tables/main.md, main.csv and one .tex each."""
     return write(tables(run), out / "tables", "main")
 
 
 def tables(run: RunData) -> list[Table]:
-    """Accuracy, motion, image, diversity and speed."""
-    return [accuracy(run), motion(run), image(run), diversity(run), speed(run)]
+    """Accuracy, motion, image, trained judges, diversity and speed."""
+    return [accuracy(run), motion(run), image(run), judged(run), diversity(run), speed(run)]
 
 
 def accuracy(run: RunData) -> Table:
@@ -67,6 +67,12 @@ def image(run: RunData) -> Table:
     return _measures(run, "image", "Image", "Image fidelity. Sharpness is best at 1.", IMAGE)
 
 
+def judged(run: RunData) -> Table:
+    """What a classifier, a CLIP model and LPIPS say, and the field's set distances on the classifier's features."""
+    caption = "Trained judges. They saw procedural clips only; the distances are not FVD, the cosine is not OpenAI's CLIP."
+    return _measures(run, "judged", "Judges", caption, JUDGED)
+
+
 def diversity(run: RunData) -> Table:
     """Whether what is not told comes out as varied as it is in the data."""
     caption = "Diversity. Read a row against the real clips': most of these depend on the number of clips, TV is never 0."
@@ -96,6 +102,7 @@ def speed(run: RunData) -> Table:
         Column("kept", "Kept", "params / blocks", meaning="share of the teacher's parameters and blocks that remain"),
         Column("flops", "Compute", "GFLOP", "↓", "to denoise one clip, with attention, without what a cache leaves out"),
         *(_column(s) for s in latency),
+        Column("p90", "p90", unit, "↓", "end to end, 90th percentile: the slowest tenth takes longer"),
         Column("nominal", "Nominal", "speed-up", "↑", "NFE × kept blocks, reference over this one: arithmetic"),
         Column("denoise", "Denoise", "speed-up", "↑", f"denoising loop only; {up}"),
         Column("end_to_end", "End to end", "speed-up", "↑", f"text, denoising and decoding; {up}"),
@@ -110,6 +117,7 @@ def speed(run: RunData) -> Table:
             "nfe": _count(cell.nfe, cell),
             "kept": _kept(cell),
             "flops": _gigaflops(cell),
+            "p90": _entry(latency[-1], ninth_decile(run, cell.cell, "end_to_end_s")),
             "nominal": _ratio(ups.nominal),
             "denoise": _ratio(ups.denoise),
             "end_to_end": _ratio(ups.end_to_end),

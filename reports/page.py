@@ -11,7 +11,19 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from reports import blind_spots, claims, comparisons, gallery, main_table, paper_numbers, progress, trainings, waterfall
+from reports import (
+    blind_spots,
+    claims,
+    comparisons,
+    gallery,
+    main_table,
+    paper_numbers,
+    progress,
+    sweep_figures,
+    sweeps,
+    trainings,
+    waterfall,
+)
 from reports.aggregates import Estimate, Ratio, estimate, ordered_cells, speedups, verdict
 from reports.catalogue import ACCURACY, BY_KEY, DIVERSITY, HEADLINE, IMAGE, LATENCY, MOTION, seconds, times
 from reports.data import Cell, RunData
@@ -67,7 +79,7 @@ def content(run: RunData, out: Path, faults: dict[str, str]) -> dict[str, Any]:
         "progress": progress.line(run),
         "cards": [card(run, c) for c in run.cells if c.kind == "method"],
         "colours": colours,
-        "tables": [*main_table.tables(run), comparisons.table(run), *several],
+        "tables": [*main_table.tables(run), comparisons.table(run), *several, *sweeps.tables(run)],
         "measures": blind_spots.table(),
         "stages": stage_rows(run),
         "explained": [(c, waterfall.explain(run, c)) for c in students],
@@ -108,11 +120,14 @@ def stage_rows(run: RunData) -> list[dict[str, Any]]:
 def figures(run: RunData, out: Path) -> list[dict[str, Any]]:
     """Every figure that was drawn: title, caption, image as a data URL, width in CSS pixels, path of the PDF."""
     found = []
+    of_sweeps = {sweep_figures.stem(name): sweeps.title(name) for name in sweeps.names(run)}
     paths = sorted((out / "figures").glob("*.png"), key=lambda p: [*TITLES, p.stem].index(p.stem))
     for path in paths:
         caption = getattr(sys.modules.get(f"reports.{path.stem}"), "caption", None)
         said = caption(run) if caption else ""
         title = TITLES.get(path.stem, path.stem.replace("_", " "))
+        if path.stem in of_sweeps:
+            title, said = of_sweeps[path.stem], sweep_figures.CAPTION
         with Image.open(path) as image:
             width = round(image.width * 130 / 200)  # 200 dpi on paper, 130 on the screen
         found.append(

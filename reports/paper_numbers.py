@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from reports.aggregates import estimate, speedups
 from reports.catalogue import BY_KEY, seconds
@@ -21,6 +23,12 @@ METHODS = {
     "MagicDistillation": "magic_distillation",
     "ICMD": "icmd",
     "F3-Pruning": "f3_pruning",
+}
+# Point of a sweep -> where the paper has it: its table, its row.
+POINTS: dict[str, Callable[[dict[str, Any]], tuple[str, str]]] = {
+    "alpha": lambda p: ("Table 4", f"alpha = {p['alpha']:.1f}"),
+    "beta2": lambda p: ("Table 5", f"beta2 = {p['beta2']:.2f} (beta1 = 3.5)"),
+    "keep": lambda p: ("Table 7", "dense" if p["keep"] == 1 else f"{100 * (1 - p['keep']):.0f}% pruned"),
 }
 TEACHERS = ("Euler (teacher)", "WanX-TI2V (teacher)")
 # Metric of the paper -> what we measure that comes nearest to it.
@@ -81,16 +89,24 @@ def beside(run: RunData) -> list[PaperNumber]:
     return found
 
 
-def _our_cell(run: RunData, name: str) -> Cell | None:
+def place_of(variant: Cell) -> tuple[str, str] | None:
+    """Table and row of the paper that a point of a sweep belongs to, None where the paper's are not known."""
+    return POINTS[variant.sweep](variant.point) if variant.sweep in POINTS else None
+
+
+def _our_cell(run: RunData, table: str, name: str) -> Cell | None:
     if name in TEACHERS:
         return run.reference
+    swept = [v for v in run.variants if place_of(v) == (table, name) and not v.failed]
+    if swept:
+        return swept[0]
     cells = [c for c in run.cells if c.method == METHODS.get(name) and not c.failed]
     return cells[0] if cells else None
 
 
 def _ours(run: RunData, row: dict[str, str]) -> tuple[str, str]:
     """Our nearest number as text, and what it is; empty when there is none."""
-    cell, key = _our_cell(run, row["row"]), NEAREST.get(row["metric"])
+    cell, key = _our_cell(run, row["table"], row["row"]), NEAREST.get(row["metric"])
     if cell is None or key is None:
         return "", ""
     if key in ("nominal", "denoise"):

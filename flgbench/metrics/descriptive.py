@@ -52,6 +52,12 @@ def against_truth(video: torch.Tensor, truth: torch.Tensor) -> dict[str, np.ndar
     }
 
 
+def psnr(made: torch.Tensor, due: torch.Tensor) -> np.ndarray:
+    """PSNR in dB, (N,) float64, of uint8 clips (N, ...); the error has a floor of 1/12, what rounding to levels leaves."""
+    error = torch.stack([(a.float() - b.float()).square().mean() for a, b in zip(made, due, strict=True)])
+    return (10 * torch.log10(255**2 / error.double().clamp(min=1 / 12))).numpy()
+
+
 def _ssim(made: torch.Tensor, due: torch.Tensor) -> np.ndarray:
     made, due = (x.permute(0, 3, 1, 2).float() for x in (made, due))
     found = structural_similarity_index_measure(made, due, reduction="none", data_range=255.0)

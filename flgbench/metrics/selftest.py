@@ -12,13 +12,14 @@ import torch
 from flgbench.data import shapes
 from flgbench.metrics import sets
 from flgbench.metrics.corruptions import CORRUPTIONS, Corruption, seeds_of
+from flgbench.metrics.learned import judged
 from flgbench.metrics.stats import Interval, bootstrap_difference
-from flgbench.metrics.table import METRICS, SET_METRICS
+from flgbench.metrics.table import ALL_METRICS, METRICS
 from flgbench.metrics.truth import measure
 
 Seen = Literal["caught", "blind", "wrong way"]
 LEVEL = 0.05  # p-value below which a set of clips counts as told apart from real ones
-PER_CLIP = tuple(name for name in METRICS if not name.startswith("observed_"))
+PER_CLIP = (*(name for name in METRICS if not name.startswith("observed_")), "named_all", "clip_alignment")
 HIDDEN = ("turn", "side", "entry")
 MEASURES = (*PER_CLIP, "turn_diversity", *(f"hidden_tv_{k}" for k in HIDDEN), "mmd")
 
@@ -78,7 +79,7 @@ def _measured(
 ) -> dict[str, np.ndarray]:
     """Every measure's values: one a clip, one a condition (turn_diversity), or value and p-value (mmd)."""
     once, again = clips
-    found = measure(once, factors)
+    found = measure(once, factors) | judged(once, factors)[0]
     seen = measure(again, repeated)["observed_turn"]
     found["turn_diversity"] = sets.seed_diversity(seen, condition, shapes.LAWS["turn"])[1]
     found["mmd"] = np.array(sets.mmd_permutation(sets.clip_features(once), others, bandwidth))
@@ -94,7 +95,7 @@ def _finding(corruption: Corruption, name: str, null: dict[str, np.ndarray], fou
         strength = float(np.log(value[1]) / np.log(LEVEL))
         seen: Seen = "caught" if value[1] < LEVEL else "blind"
         return Finding(corruption.name, name, float(real[0]), float(value[0]), strength, seen, designated)
-    info = (METRICS | SET_METRICS)[name]
+    info = ALL_METRICS[name]
     if info.higher_is_better is None:  # both tails are bad: what counts is the distance from the target
         assert info.target is not None
         change = _change(abs(value - info.target), abs(real - info.target))

@@ -76,6 +76,30 @@ METRICS: dict[str, MetricInfo] = {
     "observed_shape2": MetricInfo("class", None, "its shape, if it was ever in full view (shapes.SHAPES)", None),
 }
 
+# By trained judges; they too give one value a clip. `teacher_psnr` needs the reference's clips beside a cell's own.
+JUDGED: dict[str, MetricInfo] = {
+    "named_all": MetricInfo(
+        "share", True, "a classifier trained on clips names shape, colour, size, direction, speed and background right", 1.0
+    ),
+    **{
+        f"named_{factor}": MetricInfo("share", True, f"the classifier names the {factor} right", 1.0)
+        for factor in ("shape", "colour", "size", "direction", "speed", "background")
+    },
+    "clip_alignment": MetricInfo(
+        "cosine",
+        True,
+        "five frames and the caption, by a CLIP trained on captions and frames; motion is nothing to it",
+        None,
+    ),
+    "first_frame_lpips": MetricInfo("distance", False, "LPIPS (AlexNet) of the first frame and the given one", 0.0),
+    "teacher_psnr": MetricInfo(
+        "dB",
+        None,
+        "whole clip against the reference's from the same noise; a method that matches distributions owes none",
+        None,
+    ),
+}
+
 SET_METRICS: dict[str, MetricInfo] = {
     "hidden_tv_turn": MetricInfo("share", False, "total variation between the turns seen and their law", 0.0),
     "hidden_tv_side": MetricInfo("share", False, "total variation between the entry sides seen and their law", 0.0),
@@ -92,5 +116,16 @@ SET_METRICS: dict[str, MetricInfo] = {
         "share", None, "generated clips within reach of a real one; also near 1 after a collapse, so never alone", None
     ),
     "mmd": MetricInfo("squared distance", False, "unbiased RBF-MMD^2 to real clips; it can be below 0", 0.0),
+    "frechet": MetricInfo(
+        "squared distance",
+        False,
+        "Frechet distance (torchmetrics) of the classifier's 16 features to real clips'; from 256 on",
+        0.0,
+    ),
+    "kernel": MetricInfo(
+        "squared distance", False, "kernel distance (torchmetrics' KID) of the same features; it can be below 0", 0.0
+    ),
     "mmd_p": MetricInfo("p-value", None, "permutation p-value of the MMD; small means: told apart from real", None),
 }
+
+ALL_METRICS = METRICS | JUDGED | SET_METRICS

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from flgbench.data import shapes
-from flgbench.metrics.descriptive import against_truth, drifts
+from flgbench.metrics.descriptive import against_truth, drifts, psnr
 from flgbench.metrics.second import measure_second
 from flgbench.metrics.table import METRICS, MetricInfo
 from flgbench.metrics.tracking import Track, core_colour, overlap, patches, templates, track_main
@@ -127,9 +127,8 @@ def _motion(track: Track, factors: shapes.Factors) -> dict[str, np.ndarray]:
 
 
 def _first_frame_psnr(video: torch.Tensor, factors: shapes.Factors) -> np.ndarray:
-    """PSNR in dB against the true first frame. The error has a floor of 1/12, what rounding to whole levels leaves."""
-    error = video[:, 0].double() - shapes.render(factors)[:, 0].double()
-    return (10 * torch.log10(255**2 / error.square().mean((1, 2, 3)).clamp(min=1 / 12))).numpy()
+    """PSNR in dB against the true first frame."""
+    return psnr(video[:, 0], shapes.render(factors)[:, 0])
 
 
 def _edge_energy(window: torch.Tensor) -> torch.Tensor:

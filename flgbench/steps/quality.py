@@ -8,17 +8,20 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from safetensors.torch import load_file
 
 from flgbench.data import shapes
-from flgbench.metrics import sets
-from flgbench.metrics.table import METRICS, SET_METRICS
+from flgbench.metrics import learned, sets
+from flgbench.metrics.judges import classifier
+from flgbench.metrics.judges.lpips_first_frame import why_not
+from flgbench.metrics.table import ALL_METRICS
 from flgbench.metrics.truth import measure, select
 from flgbench.plan import Step
 from flgbench.steps.loading import test_factors
 from flgbench.store import Store
 
-HIDDEN = {"turn": 4, "side": 4, "entry": 3}
+HIDDEN = ("turn", "side", "entry")
 SUPPORT_CLIPS = 128  # below, nearest neighbours are too far for precision, recall and coverage to mean anything
 REFERENCE_CLIPS = 512  # fresh real clips that fix the bandwidth and stand for the data in the set distance
 
@@ -30,21 +33,14 @@ def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
     conditions, samples = (np.array(column) for column in zip(*ids, strict=True))
     factors = select(test_factors(int(conditions.max()) + 1), conditions)
     measured = measure(video, factors)
+    judged, features = learned.judged(video, factors)
     tables = [
         pd.DataFrame({"metric": name, "condition": conditions, "sample": samples, "value": values})
-        for name, values in measured.items()
+        for name, values in (measured | judged).items()
     ]
-    whole = {f"hidden_tv_{k}": sets.total_variation(measured[f"observed_{k}"], shapes.LAWS[k]) for k in HIDDEN}
-    once = samples == 0
-    reference = shapes.render(shapes.draw_factors("validation", np.arange(REFERENCE_CLIPS)))
-    real = sets.clip_features(reference)
-    bandwidth = sets.median_bandwidth(real)
-    mine = sets.clip_features(video[np.flatnonzero(once)])
-    whole["mmd"], whole["mmd_p"] = sets.mmd_permutation(mine, real, bandwidth)
-    equal = real[: len(mine)]
-    whole["vendi"] = sets.vendi(mine, bandwidth) / sets.vendi(equal, bandwidth) if len(equal) == len(mine) else np.nan
-    covered = sets.support(mine, equal) if SUPPORT_CLIPS <= len(mine) == len(equal) else {}
-    whole |= {name: covered.get(name, np.nan) for name in ("precision", "recall", "coverage")}
+    once = np.flatnonzero(samples == 0)
+    whole, bandwidth = of_the_set(video[once], features[once])
+    whole |= {f"hidden_tv_{k}": sets.total_variation(measured[f"observed_{k}"], shapes.LAWS[k]) for k in HIDDEN}
     tables.append(
         pd.DataFrame({"metric": list(whole), "condition": -1, "sample": 0, "value": [float(v) for v in whole.values()]})
     )
@@ -53,17 +49,41 @@ def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
         repeated, diversity = np.array([-1]), np.array([np.nan])
     tables.append(pd.DataFrame({"metric": "turn_diversity", "condition": repeated, "sample": 0, "value": diversity}))
     table = pd.concat(tables, ignore_index=True)
-    known = METRICS | SET_METRICS
-    table["unit"] = [known[m].unit for m in table["metric"]]
-    table["higher_is_better"] = [known[m].higher_is_better for m in table["metric"]]
+    table["unit"] = [ALL_METRICS[m].unit for m in table["metric"]]
+    table["higher_is_better"] = [ALL_METRICS[m].higher_is_better for m in table["metric"]]
     missing = table["value"].isna()
     table["status"] = np.where(missing, "missing", "ok")
     table["reason"] = np.where(missing, "not observable in this clip", "")
-    for names, reason in (
-        (["turn_diversity"], "no condition was seen with two or more seeds"),
-        (["precision", "recall", "coverage"], f"needs {SUPPORT_CLIPS} to {REFERENCE_CLIPS} conditions, has {len(mine)}"),
-        (["vendi"], f"needs at most {REFERENCE_CLIPS} conditions, has {len(mine)}"),
-    ):
-        table.loc[missing & table["metric"].isin(names), "reason"] = reason
+    for name, reason in not_run(len(once)).items():
+        table.loc[missing & (table["metric"] == name), "reason"] = reason
     table.to_parquet(folder / "results.parquet")
     return {"clips": len(video), "bandwidth": bandwidth}
+
+
+def of_the_set(video: torch.Tensor, features: np.ndarray) -> tuple[dict[str, float], float]:
+    """Measures of clips of different conditions (N, 17, 64, 64, 3) and the classifier's features of them (N, 16), and the
+    bandwidth of the kernels. NaN where N does not suit a measure: `not_run` says why."""
+    reference = shapes.render(shapes.draw_factors("validation", np.arange(REFERENCE_CLIPS)))
+    real = sets.clip_features(reference)
+    bandwidth = sets.median_bandwidth(real)
+    mine = sets.clip_features(video)
+    whole = learned.distances(features)
+    whole["mmd"], whole["mmd_p"] = sets.mmd_permutation(mine, real, bandwidth)
+    equal = real[: len(mine)]
+    whole["vendi"] = sets.vendi(mine, bandwidth) / sets.vendi(equal, bandwidth) if len(equal) == len(mine) else np.nan
+    covered = sets.support(mine, equal) if SUPPORT_CLIPS <= len(mine) == len(equal) else {}
+    return whole | {name: covered.get(name, np.nan) for name in ("precision", "recall", "coverage")}, bandwidth
+
+
+def not_run(conditions: int) -> dict[str, str]:
+    """Why a measure has no value where it has none, with so many conditions."""
+    support = f"needs {SUPPORT_CLIPS} to {REFERENCE_CLIPS} conditions, has {conditions}"
+    frechet = f"needs {learned.CLIPS_A_FEATURE} conditions for each of {classifier.FEATURES} features, has {conditions}"
+    return {
+        "turn_diversity": "no condition was seen with two or more seeds",
+        **dict.fromkeys(("precision", "recall", "coverage"), support),
+        "vendi": f"needs at most {REFERENCE_CLIPS} conditions, has {conditions}",
+        "frechet": frechet,
+        "kernel": f"needs {learned.KERNEL_CLIPS} conditions, has {conditions}",
+        "first_frame_lpips": why_not(),
+    }

@@ -1,0 +1,168 @@
+"""The verbs `ablate`, one sweep, and `paper`, the main comparison with every ablation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flgbench import sweeps
+from flgbench.errors import UsageError
+from flgbench.launch import check_executor, launch
+from flgbench.options import (
+    AsJson,
+    Baselines,
+    Budget,
+    Conditions,
+    Executor,
+    MaxJobs,
+    Methods,
+    Model,
+    Out,
+    Pairs,
+    ProfileName,
+    Scale,
+    Seed,
+    Seeds,
+    Set,
+    Where,
+    run_settings,
+)
+from flgbench.printing import show_cost
+
+BESIDE = "euler,euler-4,euler-4-no-cfg,real,frozen_image"  # what a sweep is read against
+
+
+def ablate(
+    name: Annotated[str | None, typer.Argument(help="An ablation, see `flgbench list ablations`; or --set.")] = None,
+    values: Annotated[str | None, typer.Option(help="Other values of the ablation's axis, separated by commas.")] = None,
+    model: Model = "wanx",
+    scale: Scale = "tiny",
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", help="METHOD.SETTING=VALUE, or =A,B,C to sweep it; may be repeated.")
+    ] = None,
+    budget: Budget = None,
+    conditions: Conditions = None,
+    pairs: Pairs = None,
+    seed: Seed = None,
+    out: Out = Path("flgbench-out"),
+    executor: Where = Executor.local,
+    profile: ProfileName = None,
+    max_jobs: MaxJobs = None,
+    slots: Annotated[int | None, typer.Option(min=1, help="local: steps at a time; default: one a GPU or core.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost, and stop.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """One setting at several values: trained, measured and drawn beside the method's default and the teacher."""
+    listed, plain = sweeps.of_assignments(assignments or [])
+    if (name is None) == (not listed):
+        known = "an ablation (see `flgbench list ablations`) or one --set METHOD.SETTING=A,B,C"
+        raise UsageError(f"ablate takes {known}{', not both' if name else ''}")
+    chosen = _named([name], model, scale) if name else listed
+    if values is not None:
+        if not name:
+            raise UsageError("--values goes with a named ablation: give the values in --set")
+        chosen = [chosen[0].with_values(sweeps.values_of(values))]
+    options = {"budget": budget, "conditions": conditions, "pairs": pairs, "seed": seed}
+    _sweep(
+        chosen,
+        chosen[0].method,
+        BESIDE,
+        model,
+        scale,
+        plain,
+        options,
+        out,
+        executor,
+        profile,
+        max_jobs,
+        slots,
+        dry_run,
+        as_json,
+    )
+
+
+def paper(
+    methods: Methods = "all",
+    baselines: Baselines = "all",
+    model: Model = "wanx",
+    scale: Scale = "tiny",
+    assignments: Set = None,
+    budget: Budget = None,
+    conditions: Conditions = None,
+    pairs: Pairs = None,
+    seed: Seed = None,
+    seeds: Seeds = None,
+    out: Out = Path("flgbench-out"),
+    executor: Where = Executor.local,
+    profile: ProfileName = None,
+    max_jobs: MaxJobs = None,
+    slots: Annotated[int | None, typer.Option(min=1, help="local: steps at a time; default: one a GPU or core.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost, and stop.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """The main comparison and every ablation as one run: each table and figure of the paper that is known, beside ours."""
+    from flgbench.registry import registry
+
+    chosen = _named(registry("ablations").names(), model, scale)
+    options = {"budget": budget, "conditions": conditions, "pairs": pairs, "seed": seed, "seeds": seeds}
+    _sweep(
+        chosen,
+        methods,
+        baselines,
+        model,
+        scale,
+        assignments,
+        options,
+        out,
+        executor,
+        profile,
+        max_jobs,
+        slots,
+        dry_run,
+        as_json,
+    )
+
+
+def _named(names: Sequence[str], model: str, scale: str) -> list[sweeps.Ablation]:
+    """Registered ablations. Raises UsageError with suggestions for an unknown one."""
+    from flgbench.registry import registry
+
+    for name in names:
+        registry("ablations").check(name)
+    registry("families").check(model)
+    preset = registry("families").get(model)().preset(scale)
+    return [registry("ablations").get(name)(preset) for name in names]
+
+
+def _sweep(
+    chosen: Sequence[sweeps.Ablation],
+    methods: str,
+    baselines: str,
+    model: str,
+    scale: str,
+    assignments: list[str] | None,
+    options: dict[str, Any],
+    out: Path,
+    executor: Executor,
+    profile: str | None,
+    max_jobs: int | None,
+    slots: int | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    check_executor(executor, slots, wait=True)
+    variants = tuple(variant for ablation in chosen for variant in ablation.variants())
+    settings = run_settings(methods, baselines, model, scale, assignments, variants=variants, **options)
+    if not as_json:
+        show_cost(settings, out)
+    launch(settings, out, executor, profile, max_jobs, slots=slots, dry_run=dry_run, as_json=as_json)
+
+
+EXAMPLES: dict[Callable[..., None], str] = {
+    ablate: "Examples:  flgbench ablate beta2  |  flgbench ablate alpha --values 0,0.5,1  |  "
+    "flgbench ablate --set dmd2.lr=5e-5,1e-4,2e-4 --dry-run",
+    paper: "Examples:  flgbench paper --model wanx  |  flgbench paper --dry-run",
+}
