@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -86,6 +86,7 @@ class RunSettings(Settings):
         1024, ge=16, description="with 256, students of distribution matching favour some of the hidden turns"
     )
     conditions: int = Field(64, ge=2)
+    split: Literal["test", "validation"] = Field("test", description="conditions of the evaluation; a search has its own")
     repeated_conditions: int = Field(4, ge=0, description="conditions sampled with 8 seeds, for the hidden factors")
     pairs: int = Field(20, ge=3, description="timed conditions of the latency protocol")
     seed: int = Field(0, ge=0)
@@ -118,16 +119,19 @@ def plan(run: RunSettings, hardware: Mapping[str, Any]) -> Plan:
     teacher = add(Step("teacher", run.model, place | {"weights": family.fingerprint(run.scale)}))
     clips = {"split": "train", "count": run.training_clips}
     training = add(Step("data", "train", place | clips, {"teacher": teacher}))
-    test_clips = {"split": "test", "count": max(run.conditions, run.pairs)}
-    test = add(Step("data", "test", place | test_clips, {"teacher": teacher}))
+    test_clips = {"split": run.split, "count": max(run.conditions, run.pairs)}
+    test = add(Step("data", run.split, place | test_clips, {"teacher": teacher}))
+    evaluated = place if run.split == "test" else place | {"split": run.split}
 
     judges = fingerprint()
 
     def measure(name: str, producer: dict[str, Any], student: str | None) -> tuple[str, str]:
         counts = {"conditions": run.conditions, "repeated_conditions": run.repeated_conditions}
         inputs = {"teacher": teacher, "data": test} | ({"student": student} if student else {})
-        sample = add(Step("sample", name, place | producer | counts, inputs, version=3))
-        return sample, add(Step("quality", name, place | {"judges": judges}, {"data": test, "sample": sample}, version=6))
+        sample = add(Step("sample", name, evaluated | producer | counts, inputs, version=3))
+        return sample, add(
+            Step("quality", name, evaluated | {"judges": judges}, {"data": test, "sample": sample}, version=6)
+        )
 
     cells: list[Cell] = []
     for name in run.baselines:

@@ -21,6 +21,7 @@ SINGULAR = {
     "metrics": "metric",
     "reports": "report",
     "ablations": "ablation",
+    "searches": "search",
 }
 KINDS = tuple(SINGULAR)
 
@@ -102,5 +103,5 @@ def target_of(cls: type) -> str:
 
 @cache
 def registry(kind: str) -> Registry:
-    """The one registry of a kind ("methods", "baselines", "families", "metrics", "reports", "ablations")."""
+    """The one registry of a kind, of `KINDS`."""
     return Registry(kind)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flgbench.contracts import FamilyPreset
 from flgbench.sweeps import BUDGET, Ablation, Axis, Variant, axis
+from flgbench.tuning import Range, Search
 
 METHOD = "fastlightgen"
 KEEPS = (1.0, 0.9, 0.7, 0.5)
@@ -82,3 +83,16 @@ def _beta2() -> Axis:
 
 def _guided(first: float, second: float) -> dict[str, float]:
     return {"match.beta1": first, "match.beta2": second, "match.beta2_spread": second}
+
+
+def search(preset: FamilyPreset) -> Search:
+    """The paper's open problem: alpha, beta1 and beta2 at once; its optimum for WanX is (1, 3.5 of 5, 0.25)."""
+    w = preset.guidance_scale
+    return Search(
+        METHOD,
+        {
+            "alpha": Range(("recover.alpha",), 0.0, 1.0, paper=1.0),
+            "beta1": Range(("match.beta1",), 0.3 * w, 1.5 * w, paper=0.7 * w),
+            "beta2": Range(("match.beta2", "match.beta2_spread"), 0.0, 0.8, paper=0.25),
+        },
+    )

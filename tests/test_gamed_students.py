@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,7 +64,8 @@ def cheats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_they_come_out_last_or_flagged(cheats: None, flgbench: Flgbench, tmp_path: Path) -> None:
     names, out = "real,quick,gamed,collapsed", str(tmp_path / "out")
     small = ("--conditions", "16", "--pairs", "3", "--executor", "inline", "--out", out)
-    code, out, _ = flgbench("run", "--methods", "none", "--baselines", names, *small)
+    command = ("run", "--methods", "none", "--baselines", names, *small)
+    code, out, _ = flgbench(*command)
     assert code == 0, out
     (folder,) = (tmp_path / "out" / "runs").iterdir()
     table = pd.read_csv(folder / "report" / "tables" / "main.csv").set_index("cell")
@@ -75,3 +77,14 @@ def test_they_come_out_last_or_flagged(cheats: None, flgbench: Flgbench, tmp_pat
     assert table.loc["collapsed", "verdict"] == "below"
     assert "less diverse" in table.loc["collapsed", "verdict_note"]
     assert table.loc["quick", "turn_diversity"] > 0.3
+
+    # Evaluated again: that step alone runs, and every number is the same.
+    store = tmp_path / "out" / "store"
+    (quality,) = store.glob("quality-quick-*")
+    before = pd.read_parquet(quality / "results.parquet")
+    ends = {p.parent: p.stat().st_mtime_ns for p in store.glob("*/done.json")}
+    shutil.rmtree(quality)
+    assert flgbench(*command)[0] == 0
+    pd.testing.assert_frame_equal(before, pd.read_parquet(quality / "results.parquet"))
+    again = {p.parent for p in store.glob("*/done.json") if p.stat().st_mtime_ns != ends[p.parent]}
+    assert again == {quality}

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from clip.model import CLIP
 from conftest import Flgbench, assert_refused
+from PIL import Image
 from torchvision.models import alexnet
 
 from flgbench.data import shapes
@@ -88,6 +90,7 @@ def test_clip_prefers_a_clip_s_own_caption_and_is_blind_to_motion(video: torch.T
 def test_the_tiny_clip_is_the_package_s_own_class_loaded_by_its_own_loader() -> None:
     model, preprocess = clip_alignment.load()
     assert type(model).__module__ == "clip.model" and callable(preprocess)
+    assert preprocess(Image.new("RGB", (200, 100))).shape == (3, shapes.SIZE, shapes.SIZE)
     state = train_clip.build().state_dict()
     rows = clip_alignment.used_rows(state, [5, 3, 5])
     assert rows["tokens"].tolist() == [3, 5] and rows[clip_alignment.EMBEDDING].shape[0] == 2
@@ -95,6 +98,19 @@ def test_the_tiny_clip_is_the_package_s_own_class_loaded_by_its_own_loader() -> 
     assert back.keys() == state.keys()
     assert torch.equal(back[clip_alignment.EMBEDDING][[3, 5]], state[clip_alignment.EMBEDDING][[3, 5]])
     assert back[clip_alignment.EMBEDDING][4].abs().sum() == 0
+
+
+def test_a_local_file_of_weights_is_loaded_the_same_way(
+    tmp_path: Path, video: torch.Tensor, factors: shapes.Factors
+) -> None:
+    """Another size of the package's class, with 77 tokens as OpenAI's files have."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        other = CLIP(32, 32, 2, 64, 16, 77, 49408, 64, 1, 1)
+    torch.save(other.state_dict(), tmp_path / "other.pt")
+    loaded = clip_alignment.load(tmp_path / "other.pt")
+    found = clip_alignment.alignment(video[:3], captions_of(_first(factors, 3)), loaded)
+    assert loaded[0].visual.input_resolution == 32 and found.shape == (3,) and np.isfinite(found).all()
 
 
 def test_the_contrastive_loss_knows_that_two_captions_may_mean_the_same() -> None:

@@ -23,9 +23,11 @@ from pydantic import ValidationError
 from flgbench import flow
 from flgbench.data import shapes
 from flgbench.data.captions import captions_of
+from flgbench.errors import StageFailure
 from flgbench.models.wanx import WanX
 from flgbench.sampling import GuidedVelocity, SamplerSettings, clip_noise, euler, generate
 from flgbench.stage import TrainingData
+from flgbench.steps.sample import check_finite
 
 SHIFT = 3.0
 
@@ -169,3 +171,11 @@ def test_wrong_sampler_settings_are_refused(wrong: dict[str, object]) -> None:
 def test_schedule_of_the_settings() -> None:
     assert SamplerSettings(num_inference_steps=4).schedule().tolist() == pytest.approx([1, 0.9, 0.75, 0.5, 0])
     assert SamplerSettings(num_inference_steps=50, guidance_scale=3).nfe == 100
+
+
+def test_clips_that_are_not_finite_fail_by_name() -> None:
+    latents = torch.zeros(3, 2, 1, 1, 1)
+    check_finite(latents, [(0, 0), (1, 0), (1, 1)])
+    latents[2, 1] = float("nan")
+    with pytest.raises(StageFailure, match=r"NaN: the sampled latents are not finite \(condition 1 sample 1\)"):
+        check_finite(latents, [(0, 0), (1, 0), (1, 1)])

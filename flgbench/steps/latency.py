@@ -24,7 +24,7 @@ from flgbench.models.base import VideoModel
 from flgbench.models.cache import FirstBlockCache
 from flgbench.plan import Step
 from flgbench.sampling import SamplerSettings, build_cache, generate
-from flgbench.steps.loading import load_denoiser, load_teacher, test_factors
+from flgbench.steps.loading import evaluation_factors, load_denoiser, load_teacher
 from flgbench.store import Store, write_json
 
 WARM_SECONDS = 1.0
@@ -35,7 +35,7 @@ STAGES = ("text_s", "denoise_s", "decode_s", "end_to_end_s")
 def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
     settings = step.settings
     torch.set_num_threads(settings["threads"])
-    factors = test_factors(settings["pairs"])
+    factors = evaluation_factors(settings["pairs"])
     images, captions = shapes.render(factors)[:, 0], captions_of(factors)
     teacher = load_teacher(step)
     models = {name: load_denoiser(step, store, f"student:{name}") for name in settings["samplers"]}

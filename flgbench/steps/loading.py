@@ -18,6 +18,8 @@ from flgbench.registry import registry
 from flgbench.stage import TrainingData
 from flgbench.store import Store
 
+TEST = "test"  # the split that everything is evaluated on, but for a search
+
 
 @lru_cache(maxsize=1)
 def _teacher(model: str, scale: str) -> VideoModel:
@@ -41,14 +43,15 @@ def load_denoiser(step: Step, store: Store, role: str) -> VideoModel:
     return teacher.with_transformer(store.path(step.inputs[role]) / "transformer") if role in step.inputs else teacher
 
 
-def test_factors(count: int) -> shapes.Factors:
-    return shapes.draw_factors("test", np.arange(count))
+def evaluation_factors(count: int, split: str = TEST) -> shapes.Factors:
+    """Factors of the first `count` conditions of a split: 'test', or 'validation' for a search."""
+    return shapes.draw_factors(split, np.arange(count))
 
 
-def true_outcomes(ids: Sequence[tuple[int, int]]) -> shapes.Factors:
+def true_outcomes(ids: Sequence[tuple[int, int]], split: str = TEST) -> shapes.Factors:
     """Factors of the true clip of every (condition, sample): for samples after the first the hidden turn is drawn anew."""
     conditions, samples = (np.array(column) for column in zip(*ids, strict=True))
-    own = select(test_factors(int(conditions.max()) + 1), conditions)
+    own = select(evaluation_factors(int(conditions.max()) + 1, split), conditions)
     fresh = shapes.draw_factors("validation", conditions * 1_000 + samples).turn
     return replace(own, turn=np.where(samples > 0, fresh, own.turn))
 

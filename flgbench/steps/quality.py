@@ -18,7 +18,7 @@ from flgbench.metrics.judges.lpips_first_frame import why_not
 from flgbench.metrics.table import ALL_METRICS
 from flgbench.metrics.truth import measure, select
 from flgbench.plan import Step
-from flgbench.steps.loading import test_factors
+from flgbench.steps.loading import TEST, evaluation_factors
 from flgbench.store import Store
 
 HIDDEN = ("turn", "side", "entry")
@@ -31,7 +31,7 @@ def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
     video = load_file(source / "videos.safetensors")["video"]
     ids = json.loads((source / "identities.json").read_text())
     conditions, samples = (np.array(column) for column in zip(*ids, strict=True))
-    factors = select(test_factors(int(conditions.max()) + 1), conditions)
+    factors = select(evaluation_factors(int(conditions.max()) + 1, step.settings.get("split", TEST)), conditions)
     measured = measure(video, factors)
     judged, features = learned.judged(video, factors)
     tables = [

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from flgbench.data import shapes
 from flgbench.data.captions import captions_of
 from flgbench.errors import UsageError
-from flgbench.steps.loading import test_factors
+from flgbench.steps.loading import evaluation_factors
 from flgbench.store import Store, sha256, write_json
 from flgbench.video import CODEC, write_mp4
 
@@ -32,7 +32,7 @@ def export(run: Path, cell: str, out: Path, fps: int) -> int:
         raise UsageError(f"cell '{cell}' of {run.name} has no clips yet: let `flgbench run` finish")
     videos = load_file(store.path(key) / "videos.safetensors")["video"].numpy()
     identities = json.loads((store.path(key) / "identities.json").read_text())
-    factors = test_factors(max(c for c, _ in identities) + 1)
+    factors = evaluation_factors(max(c for c, _ in identities) + 1)
     first, captions = shapes.render(factors)[:, 0].numpy(), captions_of(factors)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
