@@ -37,7 +37,7 @@ def tables(a: RunData, b: RunData) -> list[Table]:
     """
     found = pairs(a, b)
     check(a, b, found)
-    like = (main_table.accuracy, main_table.motion, main_table.image, main_table.diversity)
+    like = (main_table.accuracy, main_table.motion, main_table.image, main_table.judged, main_table.diversity)
     return [*(_quality_table(a, b, found, make(a)) for make in like), _speed_table(a, b, found)]
 
 

@@ -114,7 +114,7 @@ class Table:
             rf"\caption{{{tex(self.caption)}}}",
             rf"\label{{tab:{re.sub('[^a-z0-9]+', '-', label.lower())}}}",
             r"\scriptsize",
-            r"\setlength{\tabcolsep}{2.5pt}",
+            r"\setlength{\tabcolsep}{1.8pt}",
             rf"\begin{{tabular}}{{{spec}}}",
             r"\toprule",
             titles + r" \\[-2pt]",

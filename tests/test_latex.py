@@ -50,7 +50,7 @@ def sources(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     for name, tables in every_table(run):
         write(tables, folder / "tables", name)
     found = sorted((folder / "tables").glob("*.tex"))
-    assert len(found) == 5 + 1 + 1 + 5
+    assert len(found) == 6 + 1 + 1 + len(compared(run, run))
     return found
 
 
