@@ -27,7 +27,7 @@ from reports import (
 from reports.aggregates import Estimate, Ratio, estimate, ordered_cells, speedups, verdict
 from reports.catalogue import ACCURACY, BY_KEY, DIVERSITY, HEADLINE, IMAGE, LATENCY, MOTION, seconds, times
 from reports.data import Cell, RunData
-from reports.style import looks
+from reports.style import MUTED, looks
 
 TEMPLATES = Path(__file__).parent / "templates"
 ASSETS = ("style.css", "core.js", "plot.js", "gallery.js")
@@ -66,6 +66,7 @@ def content(run: RunData, out: Path, faults: dict[str, str]) -> dict[str, Any]:
     look = looks(run)
     several = [t for t in (trainings.table(run),) if t.rows]
     colours = {name: each.colour for name, each in look.items()}
+    colours |= {v.cell: colours.get(v.method, MUTED) for v in run.variants}
     students = [c for c in run.cells if c.kind in ("method", "baseline") and not c.failed]
     return {
         "run": run.run,
