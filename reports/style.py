@@ -101,6 +101,7 @@ def save(figure: Figure, out: Path, name: str) -> list[Path]:
         # No creation date: the same results give the same bytes.
         metadata = {"CreationDate": None} if path.suffix == ".pdf" else {"Software": None}
         figure.savefig(path, metadata=metadata, bbox_inches="tight", pad_inches=0.03)
+        figure.set_layout_engine("none")  # laid out once: the second file has the same places
     plt.close(figure)
     return paths
 
