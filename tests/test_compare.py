@@ -136,7 +136,7 @@ def test_speed_is_a_ratio_on_one_machine_only(base: Path, tmp_path: Path) -> Non
         for measure in ("denoise_s", "end_to_end_s", "over_reference"):
             found = entry(a, b, "dmd2", measure, -1)
             assert found.value is None and f"latency not compared: {name}: {MACHINE[name]} and" in found.note
-        assert entry(a, b, "dmd2", "denoise_s", 4, "B").value is not None, "each run's own number stays"
+        assert entry(a, b, "dmd2", "denoise_s", -1, "B").value is not None, "each run's own number stays"
         assert entry(a, b, "dmd2", "joint").value == 0, "quality is compared all the same"
     edit(folder, "run.json", lambda run: run.update(environment={}))
     assert hardware_apart(load_run(folder), load_run(folder)) == ["hardware: not recorded"]
