@@ -346,7 +346,7 @@ def test_missing_is_never_zero(index: Path) -> None:
     assert table.loc["real", "nominal"] == ""
     markdown = (index.parent / "tables" / "main.md").read_text()
     lcm = [line for line in markdown.splitlines() if line.startswith("| LCM |")]
-    assert len(lcm) == 5 and all("—<sup>" in line for line in lcm)
+    assert len(lcm) == 6 and all("—<sup>" in line for line in lcm)
     assert "collapsed: static" in markdown
     lost = [r for r in table["turn_error_note"] if "object lost" in r]
     assert lost and all(re.match(r"\d+ of \d+ missing", r) for r in lost)
