@@ -11,7 +11,7 @@ import typer
 
 from flgbench import student_verbs, sweep_verbs, tune_verb, upkeep
 from flgbench.errors import UsageError
-from flgbench.launch import check_executor, launch
+from flgbench.launch import launch
 from flgbench.options import (
     AsJson,
     Baselines,
@@ -31,7 +31,6 @@ from flgbench.options import (
     Seeds,
     Set,
     Where,
-    resource_profile,
     run_settings,
 )
 from flgbench.printing import show_summary
@@ -73,8 +72,6 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Train every method from one teacher, measure quality and latency, write the report. Continues what was stopped."""
-    check_executor(executor, slots, wait)
-    resource_profile(executor, profile, max_jobs)  # refused before settings are looked at
     settings = run_settings(
         methods,
         baselines,

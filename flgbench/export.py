@@ -39,10 +39,10 @@ def export(record: StudentRecord, folder: Path) -> None:
     except OSError as error:
         raise UsageError(f"{folder}: cannot be made ({error.strerror}): choose another folder") from None
     try:
-        from flgbench.model_card import model_card
         from flgbench.models.stock import save_pipeline, scheduler_for, tidy_folder
         from flgbench.models.wanx import WanX
         from flgbench.students import load
+        from reports.model_card import model_card
 
         student = load(record)
         if not isinstance(student.model, WanX):

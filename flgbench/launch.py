@@ -11,11 +11,10 @@ import typer
 
 from flgbench.errors import UsageError
 from flgbench.options import Executor, resource_profile
-from flgbench.printing import show_plan, show_submitted, show_summary
+from flgbench.printing import show_cost, show_plan, show_submitted, show_summary
 
 
-def check_executor(executor: Executor, slots: int | None, wait: bool) -> None:
-    """Raises UsageError for options that the executor does not have."""
+def _check_executor(executor: Executor, slots: int | None, wait: bool) -> None:
     if executor == Executor.inline and slots is not None:
         raise UsageError("--executor inline runs one step at a time: leave out --slots")
     if executor == Executor.slurm and slots is not None:
@@ -35,9 +34,14 @@ def launch(
     dry_run: bool = False,
     as_json: bool = False,
 ) -> None:
-    """Everything of `settings` that is not cached, then the report. Exit code 1 when a step failed."""
-    check_executor(executor, slots, wait)
+    """Everything of `settings` that is not cached, then the report; a sweep says first what it costs.
+
+    Exit code 1 when a step failed. Raises UsageError for options that the executor does not have.
+    """
+    _check_executor(executor, slots, wait)
     resources = resource_profile(executor, profile, max_jobs)
+    if settings.variants and not as_json:
+        show_cost(settings, out)
     if dry_run:
         show_plan(settings, out, as_json, resources, max_jobs)
         return

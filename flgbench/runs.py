@@ -122,7 +122,7 @@ def plan_record(steps: Plan, settings: RunSettings) -> dict:
     return {
         "settings": settings.model_dump(mode="json"),
         "steps": [{"key": key, "kind": s.kind, "name": s.name, "inputs": dict(s.inputs)} for key, s in steps.steps.items()],
-        "cells": [c.name for c in steps.cells],
+        "cells": {c.name: c.sample for c in steps.cells},  # with the step that makes its clips
     }
 
 

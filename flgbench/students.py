@@ -58,7 +58,7 @@ def find_student(name: str, out: Path) -> StudentRecord:
         hint = did_you_mean(cell, record["cells"])
         raise UsageError(f"no cell '{cell}' in run {folder.name}{hint} Cells: {', '.join(record['cells'])}")
     steps = {s["key"]: s for s in record["steps"]}
-    sample = next(s for s in steps.values() if s["kind"] == "sample" and s["name"] == cell)
+    sample = steps[record["cells"][cell]]
     store = Store(folder.parent.parent / "store")
     _require_done(folder, cell, sample, steps, store)
     card = store.facts(sample["key"])["card"]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from flgbench import sweeps
 from flgbench.errors import UsageError
-from flgbench.launch import check_executor, launch
+from flgbench.launch import launch
 from flgbench.options import (
     AsJson,
     Baselines,
@@ -30,7 +30,6 @@ from flgbench.options import (
     Where,
     run_settings,
 )
-from flgbench.printing import show_cost
 
 BESIDE = "euler,euler-4,euler-4-no-cfg,real,frozen_image"  # what a sweep is read against
 
@@ -66,22 +65,9 @@ def ablate(
             raise UsageError("--values goes with a named ablation: give the values in --set")
         chosen = [chosen[0].with_values(sweeps.values_of(values))]
     options = {"budget": budget, "conditions": conditions, "pairs": pairs, "seed": seed}
-    _sweep(
-        chosen,
-        chosen[0].method,
-        BESIDE,
-        model,
-        scale,
-        plain,
-        options,
-        out,
-        executor,
-        profile,
-        max_jobs,
-        slots,
-        dry_run,
-        as_json,
-    )
+    variants = tuple(variant for ablation in chosen for variant in ablation.variants())
+    settings = run_settings(chosen[0].method, BESIDE, model, scale, plain, variants=variants, **options)
+    launch(settings, out, executor, profile, max_jobs, slots=slots, dry_run=dry_run, as_json=as_json)
 
 
 def paper(
@@ -108,22 +94,9 @@ def paper(
 
     chosen = _named(registry("ablations").names(), model, scale)
     options = {"budget": budget, "conditions": conditions, "pairs": pairs, "seed": seed, "seeds": seeds}
-    _sweep(
-        chosen,
-        methods,
-        baselines,
-        model,
-        scale,
-        assignments,
-        options,
-        out,
-        executor,
-        profile,
-        max_jobs,
-        slots,
-        dry_run,
-        as_json,
-    )
+    variants = tuple(variant for ablation in chosen for variant in ablation.variants())
+    settings = run_settings(methods, baselines, model, scale, assignments, variants=variants, **options)
+    launch(settings, out, executor, profile, max_jobs, slots=slots, dry_run=dry_run, as_json=as_json)
 
 
 def _named(names: Sequence[str], model: str, scale: str) -> list[sweeps.Ablation]:
@@ -135,30 +108,6 @@ def _named(names: Sequence[str], model: str, scale: str) -> list[sweeps.Ablation
     registry("families").check(model)
     preset = registry("families").get(model)().preset(scale)
     return [registry("ablations").get(name)(preset) for name in names]
-
-
-def _sweep(
-    chosen: Sequence[sweeps.Ablation],
-    methods: str,
-    baselines: str,
-    model: str,
-    scale: str,
-    assignments: list[str] | None,
-    options: dict[str, Any],
-    out: Path,
-    executor: Executor,
-    profile: str | None,
-    max_jobs: int | None,
-    slots: int | None,
-    dry_run: bool,
-    as_json: bool,
-) -> None:
-    check_executor(executor, slots, wait=True)
-    variants = tuple(variant for ablation in chosen for variant in ablation.variants())
-    settings = run_settings(methods, baselines, model, scale, assignments, variants=variants, **options)
-    if not as_json:
-        show_cost(settings, out)
-    launch(settings, out, executor, profile, max_jobs, slots=slots, dry_run=dry_run, as_json=as_json)
 
 
 EXAMPLES: dict[Callable[..., None], str] = {

@@ -31,7 +31,7 @@ class Variant(Settings):
 
     @property
     def name(self) -> str:
-        """How the cell is called: 'fastlightgen@alpha=0.5'."""
+        """How the cell is called: 'METHOD@alpha=0.5'."""
         return f"{self.method}@" + ",".join(f"{axis}={_text(value)}" for axis, value in self.point.items())
 
 
@@ -50,7 +50,7 @@ def axis(name: str, path: str, values: Sequence[Any]) -> Axis:
 
 @dataclass(frozen=True)
 class Ablation:
-    """A sweep over the product of `axes`. `elsewhere`: points that another method makes, as (point, variant)."""
+    """A sweep over the product of `axes`. `elsewhere`: points of it that another method makes."""
 
     name: str
     method: str
@@ -87,7 +87,7 @@ class Ablation:
 
 
 def of_assignments(assignments: Sequence[str]) -> tuple[list[Ablation], list[str]]:
-    """`["dmd2.lr=1e-5,1e-4", "dmd2.steps=2"]` -> one sweep over the product of all lists, and the assignments without any.
+    """`["m.lr=1e-5,1e-4", "m.steps=2"]` -> one sweep over the product of all lists, and the assignments without any.
 
     Raises UsageError for lists that belong to several methods.
     """

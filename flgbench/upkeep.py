@@ -18,7 +18,10 @@ from flgbench.options import AsJson, Model
 def doctor(as_json: AsJson = False) -> None:
     """Versions, devices, weights and what is missing."""
     from flgbench import environment
+    from flgbench.metrics import judges
+    from flgbench.metrics.judges.lpips_first_frame import why_not
     from flgbench.registry import registry
+    from flgbench.shipped import verify
 
     facts = environment.facts()
     for name in registry("families").names():
@@ -29,6 +32,13 @@ def doctor(as_json: AsJson = False) -> None:
                 facts[f"weights {name} {scale}"] = "ok"
             except (UsageError, OSError) as error:
                 facts[f"weights {name} {scale}"] = str(error)
+    for name in judges.SHIPPED:
+        try:
+            verify(judges.WEIGHTS / name)
+            facts[f"judge {name}"] = "ok"
+        except UsageError as error:
+            facts[f"judge {name}"] = str(error)
+    facts["judge lpips"] = why_not() or "ok"
     facts["slurm"] = shutil.which("sbatch") or "no sbatch on PATH"
     if as_json:
         print(json.dumps(facts))

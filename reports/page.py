@@ -121,7 +121,7 @@ def stage_rows(run: RunData) -> list[dict[str, Any]]:
 def figures(run: RunData, out: Path) -> list[dict[str, Any]]:
     """Every figure that was drawn: title, caption, image as a data URL, width in CSS pixels, path of the PDF."""
     found = []
-    of_sweeps = {sweep_figures.stem(name): sweeps.title(name) for name in sweeps.names(run)}
+    of_sweeps = {sweeps.stem(name): sweeps.title(name) for name in sweeps.names(run)}
     paths = sorted((out / "figures").glob("*.png"), key=lambda p: [*TITLES, p.stem].index(p.stem))
     for path in paths:
         caption = getattr(sys.modules.get(f"reports.{path.stem}"), "caption", None)

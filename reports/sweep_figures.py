@@ -15,7 +15,7 @@ from reports.aggregates import Estimate, estimate, nominal
 from reports.catalogue import BY_KEY, HEADLINE, Shown
 from reports.data import Cell, RunData
 from reports.style import COLUMN, INK, METHOD_COLOURS, METHOD_MARKERS, MUTED, PAGE, save, style
-from reports.sweeps import base, names, paper_value, points, told
+from reports.sweeps import base, names, paper_value, points, stem, told
 
 LINES = tuple(BY_KEY[key] for key in (HEADLINE, "motion_ratio", "sharpness_ratio", "turn_diversity"))
 HEAT = tuple(BY_KEY[key] for key in (HEADLINE, "motion_ratio"))
@@ -43,11 +43,6 @@ def build(run: RunData, out: Path) -> list[Path]:
 
 def _known(run: RunData, cell: Cell) -> bool:
     return not cell.failed and estimate(run, cell.cell, HEADLINE).value is not None
-
-
-def stem(name: str) -> str:
-    """Name of the figure of a sweep."""
-    return "sweep-" + "".join(c if c.isalnum() or c == "." else "-" for c in name)
 
 
 def _bars(axes: Axes, at: Sequence[float], found: list[Estimate], shown: Shown, **look: Any) -> None:

@@ -102,7 +102,7 @@ def table(run: RunData, sweep: str) -> Table:
         "another training would differ. The nominal speed-up is arithmetic, as in the paper's Figure 1."
     )
     caption = f"{title(sweep)}. Everything else as in the row without a value."
-    return Table(f"sweep-{_slug(sweep)}", title(sweep), caption, tuple(columns), tuple(rows), legend)
+    return Table(stem(sweep), title(sweep), caption, tuple(columns), tuple(rows), legend)
 
 
 def _row(run: RunData, cell: Cell, label: str, own: Cell | None, has_paper: bool) -> Row:
@@ -142,6 +142,6 @@ def _difference(run: RunData, cell: Cell, own: Cell | None) -> Entry:
     return replace(Entry(value, found.value, found.low, found.high, low, high), n=found.n)
 
 
-def _slug(name: str) -> str:
-    """A name of a file: what is neither letter, digit nor dot becomes a dash."""
-    return "".join(c if c.isalnum() or c == "." else "-" for c in name)
+def stem(sweep: str) -> str:
+    """Name of its files: what is neither letter, digit nor dot becomes a dash."""
+    return "sweep-" + "".join(c if c.isalnum() or c == "." else "-" for c in sweep)

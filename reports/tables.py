@@ -207,7 +207,7 @@ def _md_row(cells: list[str]) -> str:
 def md(text: str) -> str:
     """Text without power in Markdown or in the HTML that Markdown lets through."""
     text = re.sub(r"\s+", " ", text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_|\[\]])", r"\\\1", text)
+    return re.sub(r"([\\`*_|\[\]~$])", r"\\\1", text)
 
 
 _TEX = {

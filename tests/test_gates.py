@@ -6,8 +6,9 @@ import json
 
 import pytest
 
-from flgbench.models.families import HASHES, WanXFamily
+from flgbench.models.families import WanXFamily
 from flgbench.models.tiny.gates import TEACHER_GATES
+from flgbench.shipped import HASHES
 from flgbench.store import sha256
 
 FOLDER = WanXFamily().folder("tiny")

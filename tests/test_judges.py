@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,15 +12,17 @@ import torch
 from clip.model import CLIP
 from conftest import Flgbench, assert_refused
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torchvision.models import alexnet
 
 from flgbench.data import shapes
 from flgbench.data.captions import captions_of
+from flgbench.errors import UsageError
 from flgbench.metrics import learned
 from flgbench.metrics.corruptions import backwards, half_speed
 from flgbench.metrics.judges import WEIGHTS, classifier, clip_alignment, fingerprint, lpips_first_frame, train_clip
 from flgbench.metrics.judges.train_classifier import ACCEPTED, Recipe, augment
-from flgbench.models.families import verify
+from flgbench.shipped import ship, verify
 
 CLIPS = 128
 
@@ -42,7 +45,7 @@ def named(video: torch.Tensor, factors: shapes.Factors) -> dict[str, float]:
 def test_the_classifier_was_accepted_and_is_as_good_on_clips_of_this_test(
     video: torch.Tensor, factors: shapes.Factors
 ) -> None:
-    recorded = classifier.gate()
+    recorded = json.loads((classifier.WEIGHTS / "gate.json").read_text())["accuracy"]
     assert set(recorded) == {*classifier.CLASSES, "all"}
     assert all(share >= ACCEPTED for name, share in recorded.items() if name != "all"), recorded
     found = named(video, factors)
@@ -126,7 +129,7 @@ def test_lpips_says_why_it_does_not_run_and_runs_with_a_trunk(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, video: torch.Tensor, factors: shapes.Factors
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    assert lpips_first_frame.why_not().startswith("not run: no alexnet-owt-7be5be79.pth")
+    assert lpips_first_frame.why_not().startswith("not run: no alexnet-features.safetensors")
     assert np.isnan(learned.judged(video[:2], _first(factors, 2))[0]["first_frame_lpips"]).all()
     assert fingerprint()["lpips"] == "absent"
 
@@ -134,7 +137,7 @@ def test_lpips_says_why_it_does_not_run_and_runs_with_a_trunk(
         torch.manual_seed(0)
         trunk = alexnet(weights=None)  # its weights are no LPIPS, but its way through the package is the real one's
     lpips_first_frame.trunk_file().parent.mkdir(parents=True)
-    torch.save(trunk.state_dict(), lpips_first_frame.trunk_file())
+    save_file(trunk.features.state_dict(), lpips_first_frame.trunk_file())
     assert lpips_first_frame.why_not() == "" and fingerprint()["lpips"] == "present"
     frames = video[:4, 0]
     assert lpips_first_frame.first_frame_lpips(frames, frames) == pytest.approx(np.zeros(4), abs=1e-6)
@@ -176,6 +179,22 @@ def test_shipped_weights_are_small_and_hold_their_hashes() -> None:
         files = {p.name for p in (WEIGHTS / name).iterdir()}
         assert {"model.safetensors", "recipe.json", "log.jsonl", "gate.json", "sha256.json"} <= files
     assert sum(p.stat().st_size for p in WEIGHTS.rglob("*") if p.is_file()) < 4e6
+
+
+def test_weights_are_shipped_whole_and_replace_what_was_there(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_text("{}\n")
+    folder = tmp_path / "weights"
+    for value in (0.0, 1.0):
+        ship(folder, {"model": {"w": torch.full((2, 3), value).T}}, {"gate": {"accuracy": value}}, log)
+        verify.cache_clear()
+        verify(folder)
+        assert torch.equal(load_file(folder / "model.safetensors")["w"], torch.full((3, 2), value))
+    assert {p.name for p in tmp_path.iterdir()} == {"log.jsonl", "weights"}
+    (folder / "gate.json").write_text("{}")
+    verify.cache_clear()
+    with pytest.raises(UsageError, match=r"gate.json: sha256 is .* expected .* `flgbench pretrain`"):
+        verify(folder)
 
 
 def test_pretraining_a_judge_is_checked_first(flgbench: Flgbench) -> None:

@@ -29,11 +29,13 @@ from flgbench.data.captions import captions_of
 from flgbench.errors import UsageError
 from flgbench.export import check_exportable
 from flgbench.inputs import clean_prompt, fit, read_image
-from flgbench.model_card import _flat, escape, model_card
 from flgbench.models.stock import scheduler_for
 from flgbench.sampling import SamplerSettings
 from flgbench.store import Store
 from flgbench.students import Student, find_student, load, load_student
+from flgbench.sweeps import Variant
+from reports.model_card import _flat, model_card
+from reports.tables import md
 
 PROMPT = "a large red circle moves slowly to the right over a plain background"
 README = Path(__file__).parent.parent / "README.md"
@@ -175,7 +177,7 @@ def measured_copy(made: dict[str, Any], tmp_path: Path) -> Student:
 
 
 def test_escaped_text_is_text_only() -> None:
-    assert escape("a|b\n<i> & `c` [d](e) $x$ *y*") == r"a\|b &lt;i&gt; &amp; \`c\` \[d\](e) \$x\$ \*y\*"
+    assert md("a|b\n<i> & `c` [d](e) $x$ *y*") == r"a\|b &lt;i&gt; &amp; \`c\` \[d\](e) \$x\$ \*y\*"
     assert dict(_flat({"a": 1, "b": {"c": {"d": None}}})) == {"a": 1, "b.c.d": None}
 
 
@@ -309,7 +311,7 @@ def test_students_that_are_not_there(flgbench: Flgbench, tmp_path: Path) -> None
     ]
     folder = tmp_path / "out" / "runs" / "some-run"
     folder.mkdir(parents=True)
-    (folder / "plan.json").write_text(json.dumps({"settings": {}, "steps": steps, "cells": ["dmd2"]}))
+    (folder / "plan.json").write_text(json.dumps({"settings": {}, "steps": steps, "cells": {"dmd2": "s"}}))
     call = ["export", "some-run/dmd2", "new", "--out", "out"]
     assert_refused(flgbench(*call), "cell 'dmd2' of run some-run is not trained yet", "flgbench status")
     store = Store(tmp_path / "out" / "store")
@@ -317,6 +319,17 @@ def test_students_that_are_not_there(flgbench: Flgbench, tmp_path: Path) -> None
     store.event("m", "failed", reason="NaN: loss is not a number")
     assert_refused(flgbench(*call), "failed in train match", "NaN: loss is not a number")
     assert_refused(flgbench("export", "latest/dmd2", "new", "--out", "none"), "no runs in none")
+
+
+def test_a_point_of_a_sweep_is_a_student_too(tmp_path: Path) -> None:
+    """Its steps bear the method's name, and so do those of every other point."""
+    method = "control_delete_middle"
+    half = Variant(sweep="keep", method=method, point={"keep": 0.5}, settings={"keep": 0.5})
+    small = {"conditions": 2, "repeated_conditions": 0, "training_clips": 16}
+    run = package.run(method, "real", out=tmp_path, variants=(half,), **small)
+    assert not run.failed
+    kept = {cell: len(load_student(f"latest/{cell}", tmp_path).model.kept_blocks) for cell in (half.name, method)}
+    assert kept == {f"{method}@keep=0.5": 5, method: 7}
 
 
 def test_damaged_student(made: dict[str, Any], flgbench: Flgbench, tmp_path: Path) -> None:

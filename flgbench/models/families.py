@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from functools import lru_cache
 from pathlib import Path
 
 from flgbench.contracts import Family, FamilyPreset
-from flgbench.errors import UsageError
 from flgbench.models.base import VideoModel
+from flgbench.shipped import HASHES, verify
 from flgbench.store import sha256
 
 WEIGHTS = Path(__file__).parent / "weights"
-HASHES = "sha256.json"
 
 
 class WanXFamily(Family):
@@ -44,25 +41,3 @@ class WanXFamily(Family):
 
         verify(self.folder(scale))
         return WanX.load(self.folder(scale))
-
-
-@lru_cache
-def verify(folder: Path) -> None:
-    """Raise UsageError unless every file of `folder` has the hash recorded beside it."""
-    if not (folder / HASHES).exists():
-        raise UsageError(f"no weights in {folder}: reinstall the package, or make them with `flgbench pretrain`")
-    for name, expected in json.loads((folder / HASHES).read_text()).items():
-        path = folder / name
-        found = sha256(path) if path.exists() else "no file"
-        if found != expected:
-            raise UsageError(
-                f"weights {path}: sha256 is {found[:12]}, expected {expected[:12]}: reinstall the package, or make "
-                f"them again with `flgbench pretrain`"
-            )
-
-
-def write_hashes(folder: Path) -> None:
-    """Record the hash of every file under `folder`."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != HASHES)
-    hashes = {str(p.relative_to(folder)): sha256(p) for p in files}
-    (folder / HASHES).write_text(json.dumps(hashes, indent=1) + "\n")

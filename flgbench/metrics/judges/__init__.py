@@ -14,7 +14,7 @@ def fingerprint() -> dict[str, str]:
     Raises UsageError where weights are damaged.
     """
     from flgbench.metrics.judges.lpips_first_frame import why_not
-    from flgbench.models.families import HASHES, verify
+    from flgbench.shipped import HASHES, verify
     from flgbench.store import sha256
 
     for name in SHIPPED:

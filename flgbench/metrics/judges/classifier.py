@@ -6,7 +6,6 @@ accepted only when it was right about every factor on at least 99 % of fresh rea
 
 from __future__ import annotations
 
-import json
 from functools import lru_cache
 
 import numpy as np
@@ -16,7 +15,7 @@ from torch import nn
 
 from flgbench.data import shapes
 from flgbench.metrics import judges
-from flgbench.models.families import verify
+from flgbench.shipped import verify
 
 WEIGHTS = judges.WEIGHTS / "classifier"
 CLASSES = {
@@ -98,8 +97,3 @@ def examine(video: torch.Tensor, net: FactorNet | None = None) -> tuple[dict[str
         features.append(net.bottleneck(hidden))
     classes = {name: torch.cat(parts).numpy() if parts else np.zeros(0, np.int64) for name, parts in named.items()}
     return classes, torch.cat(features).numpy().astype(np.float64)
-
-
-def gate() -> dict[str, float]:
-    """Accuracy of every factor, and of all at once, on the fresh real clips of its acceptance."""
-    return json.loads((WEIGHTS / "gate.json").read_text())["accuracy"]

@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from flgbench.metrics import judges
-from flgbench.models.families import verify
+from flgbench.shipped import verify
 
 WEIGHTS = judges.WEIGHTS / "clip"
 FRAMES = (0, 4, 8, 12, 16)

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torchvision.transforms.functional import gaussian_blur
 
 from flgbench.checkpoint import load_checkpoint, save_checkpoint
 from flgbench.data import shapes
 from flgbench.errors import StageFailure
 from flgbench.metrics.judges.classifier import CLASSES, WEIGHTS, FactorNet, examine, to_input
-from flgbench.models.families import write_hashes
-from flgbench.models.tiny.log import TrainingLog
+from flgbench.shipped import ship
+from flgbench.training_log import TrainingLog
 
 ACCEPTED = 0.99
 FRESH = 4096  # validation clips of the gate
@@ -116,20 +113,14 @@ def make(work: Path, folder: Path = WEIGHTS, recipe: Recipe = Recipe()) -> dict[
     below = {name: share for name, share in found.items() if share < ACCEPTED and name != "all"}
     if below:
         raise StageFailure("below the gate", f"{below}, where {ACCEPTED} is wanted: train it longer")
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     state = {k: v.half() if v.is_floating_point() else v for k, v in net.state_dict().items()}
-    save_file({k: v.contiguous() for k, v in state.items()}, partial / "model.safetensors")
-    save_file({"features": torch.from_numpy(features).half()}, partial / "real_features.safetensors")
-    recorded = {"clips": FRESH, "wanted": ACCEPTED, "accuracy": found}
-    (partial / "gate.json").write_text(json.dumps(recorded, indent=1) + "\n")
-    told = asdict(recipe) | {"command": "flgbench pretrain --judge classifier"}
-    (partial / "recipe.json").write_text(json.dumps(told, indent=1) + "\n")
-    shutil.copy(work / "log.jsonl", partial / "log.jsonl")
-    for path in partial.glob("*.safetensors"):
-        path.chmod(0o644)
-    write_hashes(partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    ship(
+        folder,
+        {"model": state, "real_features": {"features": torch.from_numpy(features).half()}},
+        {
+            "gate": {"clips": FRESH, "wanted": ACCEPTED, "accuracy": found},
+            "recipe": asdict(recipe) | {"command": "flgbench pretrain --judge classifier"},
+        },
+        work / "log.jsonl",
+    )
     return found

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,15 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 
 from flgbench.checkpoint import load_checkpoint, save_checkpoint
 from flgbench.data import shapes
 from flgbench.data.captions import captions_of
 from flgbench.errors import StageFailure
 from flgbench.metrics.judges.clip_alignment import CONTEXT, WEIGHTS, all_rows, package, used_rows
-from flgbench.models.families import write_hashes
-from flgbench.models.tiny.log import TrainingLog
+from flgbench.shipped import ship
+from flgbench.training_log import TrainingLog
 
 SEEN = ("shape", "colour", "size", "background")  # what a single frame shows of a caption
 ACCEPTED = 0.95  # share of fresh frames nearest to the caption of their own looks, among all 288 looks
@@ -139,24 +136,19 @@ def make(work: Path, folder: Path = WEIGHTS, recipe: Recipe = Recipe()) -> dict[
     """Train, measure the gate and write the folder that ships. Raises StageFailure below the gate, and writes nothing."""
     model = train(work, recipe)
     vocabulary = package().tokenize(captions_of(shapes.draw_factors("train", np.arange(20_000))), context_length=CONTEXT)
-    state = {k: v.half() for k, v in used_rows(model.state_dict(), vocabulary.unique().tolist()).items() if k != "tokens"}
-    tokens = torch.tensor(sorted(set(vocabulary.unique().tolist())))
-    model.load_state_dict({k: v.float() for k, v in all_rows(state | {"tokens": tokens}).items()})  # as it will be loaded
+    rows = used_rows(model.state_dict(), vocabulary.unique().tolist())
+    state = {k: v.half() if v.is_floating_point() else v for k, v in rows.items()}
+    model.load_state_dict({k: v.float() for k, v in all_rows(state).items()})  # as it will be loaded
     share = retrieval(model)
     if share < ACCEPTED:
         raise StageFailure("below the gate", f"{share} of frames find their caption, {ACCEPTED} are wanted: train it longer")
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_file({k: v.contiguous() for k, v in state.items()} | {"tokens": tokens}, partial / "model.safetensors")
-    gate = {"frames": FRESH, "wanted": ACCEPTED, "accuracy": {"retrieval": share}}
-    (partial / "gate.json").write_text(json.dumps(gate, indent=1) + "\n")
-    told = asdict(recipe) | {"command": "flgbench pretrain --judge clip"}
-    (partial / "recipe.json").write_text(json.dumps(told, indent=1) + "\n")
-    shutil.copy(work / "log.jsonl", partial / "log.jsonl")
-    for path in partial.glob("*.safetensors"):
-        path.chmod(0o644)
-    write_hashes(partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    ship(
+        folder,
+        {"model": state},
+        {
+            "gate": {"frames": FRESH, "wanted": ACCEPTED, "accuracy": {"retrieval": share}},
+            "recipe": asdict(recipe) | {"command": "flgbench pretrain --judge clip"},
+        },
+        work / "log.jsonl",
+    )
     return {"retrieval": share}

@@ -24,9 +24,9 @@ from flgbench.metrics.stats import bootstrap_mean
 from flgbench.metrics.table import METRICS
 from flgbench.metrics.truth import measure, select
 from flgbench.models.base import VideoModel
-from flgbench.models.families import HASHES
 from flgbench.models.wanx import WanX
 from flgbench.sampling import SamplerSettings, generate
+from flgbench.shipped import HASHES
 from flgbench.store import sha256, write_json
 
 # name -> (metric, statistic, comparison, limit): what a teacher must reach with Euler 50 x CFG

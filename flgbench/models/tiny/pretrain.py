@@ -16,11 +16,11 @@ from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file, save_file
 
 from flgbench.data import shapes
-from flgbench.models.families import write_hashes
 from flgbench.models.folded_conv import fold_convolutions
 from flgbench.models.stock import save_pipeline, tidy_folder
 from flgbench.models.tiny import parallel, wanx, wanx_vae
 from flgbench.models.wanx import WanX
+from flgbench.shipped import write_hashes
 from flgbench.store import sha256
 
 CLIPS, STEPS = 32_768, 6_000

@@ -26,9 +26,9 @@ from flgbench.data import shapes
 from flgbench.data.captions import NEGATIVE_CAPTION, captions_of, vocabulary
 from flgbench.models.base import Condition
 from flgbench.models.tiny import parallel
-from flgbench.models.tiny.log import TrainingLog
 from flgbench.models.tiny.muon import Muon
 from flgbench.models.wanx import WanX
+from flgbench.training_log import TrainingLog
 
 TEXT_LENGTH, SHIFT, CAPTION_DROPOUT = 20, 3.0, 0.1
 TRANSFORMER = {
@@ -156,7 +156,7 @@ def train(model: WanX, data: dict[str, torch.Tensor], folder: Path, steps: int, 
     if checkpoint.exists():
         shadow, scalars = load_checkpoint(checkpoint, modules, named)
         first = int(scalars["step"])
-    log = TrainingLog(folder / "dit-log.jsonl", "denoiser", steps)
+    log = TrainingLog(folder / "dit-log.jsonl", "denoiser", steps, active=parallel.rank() == 0)
     for step in range(first, steps):
         # Every step has its own generator: resuming needs no random state.
         generator = torch.Generator().manual_seed((SEED * 1_000_003 + step) * parallel.processes() + parallel.rank())

@@ -19,8 +19,8 @@ from flgbench.checkpoint import load_checkpoint, save_checkpoint
 from flgbench.data import shapes
 from flgbench.models.folded_conv import fold_convolutions
 from flgbench.models.tiny import parallel
-from flgbench.models.tiny.log import TrainingLog
 from flgbench.models.tiny.muon import Muon
+from flgbench.training_log import TrainingLog
 
 CONFIG = {
     "base_dim": 12,
@@ -83,7 +83,7 @@ def train(folder: Path, steps: int = STEPS, report_every: int = 25) -> Autoencod
     checkpoint, first = folder / "vae-checkpoint.safetensors", 0
     if checkpoint.exists():
         first = int(load_checkpoint(checkpoint, {"vae": vae}, named)[1]["step"])
-    log = TrainingLog(folder / "vae-log.jsonl", "autoencoder", steps)
+    log = TrainingLog(folder / "vae-log.jsonl", "autoencoder", steps, active=parallel.rank() == 0)
     for step in range(first, steps):
         rank = parallel.rank()
         rng, generator = np.random.default_rng([SEED, step, rank]), torch.Generator().manual_seed(2 * step + rank)

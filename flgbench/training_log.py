@@ -11,17 +11,15 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from flgbench.models.tiny import parallel
-
 PLAIN_EVERY = 30.0  # seconds
 
 
 class TrainingLog:
-    """Only the first process of a group writes and shows anything."""
+    """One process of a group is `active`: only it writes and shows anything."""
 
-    def __init__(self, path: Path, title: str, total: int) -> None:
+    def __init__(self, path: Path, title: str, total: int, active: bool = True) -> None:
         self.path, self.title, self.total = path, title, total
-        self.active = parallel.rank() == 0
+        self.active = active
         self.began = self.said = time.monotonic()
         self.bar = Progress(console=Console(stderr=True)) if self.active and sys.stderr.isatty() else None
         if self.bar:

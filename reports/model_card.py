@@ -6,7 +6,6 @@ Everything that a person or another distribution named is escaped.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -18,6 +17,7 @@ from flgbench.students import Student
 from reports.aggregates import estimate, speedups, verdict
 from reports.catalogue import BY_KEY, HEADLINE, seconds
 from reports.data import Cell, RunData, RunFolderError, load_run
+from reports.tables import md
 
 QUALITY = (
     HEADLINE, "presence", "colour", "shape", "direction", "second_present", "motion_ratio", "first_frame_psnr",
@@ -33,12 +33,6 @@ SOLVERS = {
     "renoise": "estimates of the clean clip, each renoised to the next time",
     "unipc": "UniPC steps of order 2",
 }
-
-
-def escape(value: Any) -> str:
-    """`value` as one line of Markdown text that is nothing but text."""
-    line = " ".join(str(value).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_{}\[\]#|~$!])", r"\\\1", line)
 
 
 def model_card(student: Student, model: WanX) -> str:
@@ -74,13 +68,13 @@ def front_matter(student: Student, cell: Cell) -> str:
 
 def introduction(student: Student, cell: Cell) -> str:
     """Title and what is different from the teacher, in two sentences."""
-    teacher = escape(f"{student.record.model}-{student.record.scale}")
+    teacher = md(f"{student.record.model}-{student.record.scale}")
     what = "A student of" if student.record.transformer is not None else "The network of"
     frames, height, width = student.clip
     return (
-        f"# {escape(cell.label)}, {teacher}\n\n"
+        f"# {md(cell.label)}, {teacher}\n\n"
         f"{what} the teacher {teacher}, an image+text-to-video diffusion transformer for clips of {frames} frames of "
-        f"{height} × {width} pixels. What changed: {escape(cell.changes)}. Made and measured by flgbench {__version__}."
+        f"{height} × {width} pixels. What changed: {md(cell.changes)}. Made and measured by flgbench {__version__}."
         f"{TINY if student.record.scale == 'tiny' else ''}"
     )
 
@@ -165,7 +159,7 @@ def description(student: Student, model: WanX, run: RunData, cell: Cell) -> str:
             f"{name} {cell.card.get(name, '?')}" for name in ("flgbench", "commit", "torch", "diffusers")
         ),
     }
-    return _table(("", ""), [(name, escape(value)) for name, value in rows.items()])
+    return _table(("", ""), [(name, md(str(value))) for name, value in rows.items()])
 
 
 def measurements(run: RunData, cell: Cell) -> str:
@@ -176,20 +170,20 @@ def measurements(run: RunData, cell: Cell) -> str:
     for key in (*QUALITY, *LATENCY):
         shown = BY_KEY[key]
         unit = f" ({shown.unit})" if shown.unit else ""
-        rows.append((escape(f"{shown.title}{unit} {shown.arrow}".strip()), *(_told(run, c, key) for c in cells)))
+        rows.append((md(f"{shown.title}{unit} {shown.arrow}".strip()), *(_told(run, c, key) for c in cells)))
     ups = speedups(run, cell)
     for name, ratio in (("nominal", ups.nominal), ("denoise", ups.denoise), ("end to end", ups.end_to_end)):
         shown_ratio = ratio.text() + (f": {ratio.reason}" if ratio.value is None and ratio.reason else "")
-        rows.append((f"speed-up, {name}", escape(shown_ratio), *["1" for _ in cells[1:]]))
+        rows.append((f"speed-up, {name}", md(shown_ratio), *["1" for _ in cells[1:]]))
     facts = run.run.environment
     machine = f"{facts.get('cpu', 'unknown')}, GPU {facts.get('gpu', 'unknown')}, {facts.get('threads', '?')} threads"
     judged = verdict(run, cell)
     lines = [
-        _table(("", escape(cell.label), *(escape(c.label) for c in cells[1:])), rows),
+        _table(("", md(cell.label), *(md(c.label) for c in cells[1:])), rows),
         f"Brackets: 95 % intervals, clustered by condition, of {cell.card.get('clips', '?')} clips of "
         f"{cell.card.get('conditions', '?')} procedural conditions whose truth is known. These are not VBench's measures. "
-        f"Speed: {escape(machine)}, one clip at a time, interleaved with the teacher.",
-        f"Verdict: {escape(judged.answer)}. {escape(judged.why)}",
+        f"Speed: {md(machine)}, one clip at a time, interleaved with the teacher.",
+        f"Verdict: {md(judged.answer)}. {md(judged.why)}",
     ]
     return "\n\n".join(lines)
 
@@ -203,7 +197,7 @@ def settings_table(cell: Cell) -> str:
         name = bare if entry.setting not in told and told.get(bare, ...) == entry.value else entry.setting
         told.setdefault(name, entry.value)
         notes[name] = entry.note
-    rows = [(escape(name), escape(value), escape(notes.get(name, ""))) for name, value in told.items()]
+    rows = [(md(name), md(str(value)), md(notes.get(name, ""))) for name, value in told.items()]
     return _table(("setting", "value", "note"), rows)
 
 
@@ -226,9 +220,9 @@ def citation(cell: Cell) -> str:
 def _told(run: RunData, cell: Cell, key: str) -> str:
     shown, found = BY_KEY[key], estimate(run, cell.cell, key)
     if found.value is None:
-        return escape(f"not measured: {found.reason}")
+        return md(f"not measured: {found.reason}")
     interval = f" [{shown.text(found.low)}, {shown.text(found.high)}]" if found.has_interval else ""
-    return escape(shown.text(found.value) + interval)
+    return md(shown.text(found.value) + interval)
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
