@@ -1,0 +1,125 @@
+"""The published Wan checkpoints in diffusers layout: what they are called, how they are built, how they are sampled.
+
+Facts of the repositories' own `config.json` files and of Wan's generation settings. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+# Wan 2.1's VAE is the default of diffusers' class.
+WAN_21_VAE: Mapping[str, Any] = {"base_dim": 96, "z_dim": 16}
+WAN_22_VAE: Mapping[str, Any] = {
+    "base_dim": 160,
+    "decoder_base_dim": 256,
+    "z_dim": 48,
+    "is_residual": True,
+    "in_channels": 12,
+    "out_channels": 12,
+    "patch_size": 2,
+    "scale_factor_spatial": 16,
+    "scale_factor_temporal": 4,
+    "latents_mean": [0.0] * 48,  # a checkpoint brings its own; zeros and ones leave random weights' latents as they are
+    "latents_std": [1.0] * 48,
+}
+UMT5_XXL: Mapping[str, Any] = {
+    "d_model": 4096,
+    "d_kv": 64,
+    "d_ff": 10240,
+    "num_layers": 24,
+    "num_heads": 64,
+    "vocab_size": 256384,
+}
+CLIP_VIT_H: Mapping[str, Any] = {
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 16,
+    "patch_size": 14,
+    "image_size": 224,
+    "projection_dim": 1024,
+    "hidden_act": "gelu",
+}
+
+
+def _denoiser(heads: int, ffn: int, layers: int, channels: tuple[int, int], **more: Any) -> dict[str, Any]:
+    """Arguments of `WanTransformer3DModel` that tell Wan's sizes apart; the others are the class's defaults."""
+    inside, outside = channels
+    return {
+        "num_attention_heads": heads,
+        "attention_head_dim": 128,
+        "ffn_dim": ffn,
+        "num_layers": layers,
+        "in_channels": inside,
+        "out_channels": outside,
+        "text_dim": 4096,
+        "patch_size": (1, 2, 2),
+    } | more
+
+
+@dataclass(frozen=True)
+class WanCheckpoint:
+    """One published checkpoint.
+
+    `transformer`, `vae`, `text_encoder` and `image_encoder` are arguments of diffusers' and transformers' own classes;
+    `image_encoder` is None where the first frame reaches the denoiser through its latents alone (Wan 2.2).
+    `clip` is (frames, height, width) in pixels. `per_token_times`: the first latent frame is given clean, at time 0, and
+    every token has its own time (Wan 2.2 TI2V, diffusers' `expand_timesteps`); otherwise it is concatenated with a mask.
+    """
+
+    repository: str
+    clip: tuple[int, int, int]
+    fps: int
+    shift: float
+    guidance_scale: float
+    transformer: Mapping[str, Any]
+    vae: Mapping[str, Any]
+    text_encoder: Mapping[str, Any]
+    image_encoder: Mapping[str, Any] | None
+    per_token_times: bool
+    num_inference_steps: int = 50  # of the paper's teacher
+    text_length: int = 512
+
+
+_I2V_14B = _denoiser(40, 13824, 40, (36, 16), image_dim=1280, added_kv_proj_dim=5120)
+
+CHECKPOINTS: Mapping[str, WanCheckpoint] = {
+    "14b": WanCheckpoint(
+        "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers",
+        (81, 480, 832),
+        16,
+        3.0,
+        5.0,
+        _I2V_14B,
+        WAN_21_VAE,
+        UMT5_XXL,
+        CLIP_VIT_H,
+        per_token_times=False,
+    ),
+    "14b-720p": WanCheckpoint(
+        "Wan-AI/Wan2.1-I2V-14B-720P-Diffusers",
+        (81, 720, 1280),
+        16,
+        5.0,
+        5.0,
+        _I2V_14B,
+        WAN_21_VAE,
+        UMT5_XXL,
+        CLIP_VIT_H,
+        per_token_times=False,
+    ),
+    "5b": WanCheckpoint(
+        "Wan-AI/Wan2.2-TI2V-5B-Diffusers",
+        (121, 704, 1280),
+        24,
+        5.0,
+        5.0,
+        _denoiser(24, 14336, 30, (48, 48)),
+        WAN_22_VAE,
+        UMT5_XXL,
+        None,
+        per_token_times=True,
+    ),
+}
