@@ -178,3 +178,18 @@ def test_text_is_zero_behind_the_caption(tiny_model: WanX) -> None:
         assert (row[n:] == 0).all() and (row[:n].abs().sum(1) > 0).all()
     alone = tiny_model.encode_text([short])
     torch.testing.assert_close(text[:1], alone, rtol=0, atol=1e-5)
+
+
+def test_a_condition_carries_what_a_family_adds() -> None:
+    extras, negative = {"mask": torch.ones(2, 4), "look": torch.randn(2, 3, 5)}, {"mask": torch.zeros(1, 4)}
+    told = Condition(torch.randn(2, 4, 8), torch.zeros(1, 4, 8), torch.randn(2, 1, 1, 1, 1), extras, negative)
+
+    second = told.select(slice(1, 2))
+    assert torch.equal(second.extras["look"], extras["look"][1:])
+    without = told.unconditional()
+    assert torch.equal(without.extras["look"], extras["look"]) and without.extras["mask"].shape == (2, 4)
+    assert not without.extras["mask"].any()
+
+    again = Condition.concatenate([told.select(slice(0, 1)), Condition.from_tensors(second.tensors())])
+    assert again.tensors().keys() == told.tensors().keys()
+    assert all(torch.equal(again.tensors()[name], value) for name, value in told.tensors().items())

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -26,25 +26,55 @@ class Condition:
 
     text: (B, L, D) caption embeddings; negative_text: (1, L, D) those of the negative caption;
     image: (B, C', T, H, W) the family's encoding of the first frame, concatenated to the latents by the model.
+    extras: what else a family's denoiser is told, (B, ...) each, for example an image encoder's tokens or a mask of the
+    caption's length; negative_extras: (1, ...) those that differ with the negative caption, by the same names.
     """
 
     text: torch.Tensor
     negative_text: torch.Tensor
     image: torch.Tensor
+    extras: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    negative_extras: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.text)
 
     def select(self, indices: torch.Tensor | slice) -> Condition:
-        return replace(self, text=self.text[indices], image=self.image[indices])
+        extras = {name: value[indices] for name, value in self.extras.items()}
+        return replace(self, text=self.text[indices], image=self.image[indices], extras=extras)
 
     def unconditional(self) -> Condition:
         """The branch that classifier-free guidance extrapolates from: negative text, same image (methods.md, c0)."""
-        return replace(self, text=self.negative_text.expand(len(self), -1, -1))
+        negative = {name: value.expand(len(self), *value.shape[1:]) for name, value in self.negative_extras.items()}
+        text = self.negative_text.expand(len(self), -1, -1)
+        return replace(self, text=text, extras={**self.extras, **negative})
+
+    def to(self, device: torch.device | str) -> Condition:
+        return Condition.from_tensors({name: value.to(device) for name, value in self.tensors().items()})
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All of it by name, as `from_tensors` reads it back from a file."""
+        own = {"text": self.text, "negative_text": self.negative_text, "image": self.image}
+        extras = {f"extra.{k}": v for k, v in self.extras.items()}
+        return own | extras | {f"negative_extra.{k}": v for k, v in self.negative_extras.items()}
+
+    @staticmethod
+    def from_tensors(tensors: Mapping[str, torch.Tensor]) -> Condition:
+        """The condition that `tensors()` named; other names are left alone."""
+        extras, negative = (
+            {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            for prefix in ("extra.", "negative_extra.")
+        )
+        return Condition(tensors["text"], tensors["negative_text"], tensors["image"], extras, negative)
 
     @staticmethod
     def concatenate(parts: Sequence[Condition]) -> Condition:
-        return replace(parts[0], text=torch.cat([p.text for p in parts]), image=torch.cat([p.image for p in parts]))
+        """One batch of several; the negative caption is that of the first."""
+        shared = ("negative_text", "negative_extra.")
+        named = [part.tensors() for part in parts]
+        return Condition.from_tensors(
+            {k: v if k.startswith(shared) else torch.cat([part[k] for part in named]) for k, v in named[0].items()}
+        )
 
 
 class PassTally:

@@ -29,11 +29,6 @@ def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
         conditions.append(model.condition(video[:, 0], captions_of(factors)))
         store.event(step.key, "progress", fraction=min(1.0, (start + CLIPS_AT_ONCE) / count))
     condition = Condition.concatenate(conditions)
-    content = {
-        "latents": torch.cat(latents),
-        "text": condition.text,
-        "negative_text": condition.negative_text,
-        "image": condition.image,
-    }
+    content = {"latents": torch.cat(latents), **condition.tensors()}
     save_file({k: v.contiguous() for k, v in content.items()}, folder / "clips.safetensors")
     return {"clips": count}

@@ -33,8 +33,7 @@ def load_teacher(step: Step) -> VideoModel:
 @lru_cache(maxsize=2)
 def load_clips(folder: Path) -> TrainingData:
     tensors = load_file(folder / "clips.safetensors")
-    condition = Condition(tensors["text"], tensors["negative_text"], tensors["image"])
-    return TrainingData(tensors["latents"], condition)
+    return TrainingData(tensors["latents"], Condition.from_tensors(tensors))
 
 
 def load_denoiser(step: Step, store: Store, role: str) -> VideoModel:
