@@ -30,6 +30,17 @@ class Euler4(Euler):
         return super().sampler().model_copy(update={"num_inference_steps": 4})
 
 
+class Euler2(Euler):
+    """The teacher with 2 Euler steps and classifier-free guidance: as many passes as a 4-step student takes."""
+
+    label = "Euler 2 × CFG"
+    kind = "baseline"
+    changes = "steps: 50 to 2, untrained"
+
+    def sampler(self) -> SamplerSettings:
+        return super().sampler().model_copy(update={"num_inference_steps": 2})
+
+
 class Euler4NoGuidance(Euler4):
     """The teacher with 4 Euler steps and no guidance: the cost of a 4-pass student without its training."""
 
