@@ -158,6 +158,9 @@ def assemble(module: nn.Module, bones: nn.Module, folder: Path) -> nn.Module | N
     Each process writes its shards into `folder`, where they are joined file by file; the whole module's weights are these
     files, mapped into memory and read when they are used. Raises RuntimeError where names or shapes differ from `bones`.
     """
+    if distributed.rank() == 0:
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed while it wrote
+    distributed.barrier()
     state = {name: value.detach() for name, value in module.state_dict().items()}
     number, size, files = 1, 0, {}
     for name, value in state.items():

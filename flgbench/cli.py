@@ -25,6 +25,7 @@ from flgbench.options import (
     Out,
     Pairs,
     ProfileName,
+    RecipeName,
     RunArgument,
     Scale,
     Seed,
@@ -49,7 +50,8 @@ app = typer.Typer(
 
 @app.command(
     epilog="Examples:  flgbench run --methods all --model wanx  |  flgbench run --methods dmd2 --set dmd2.lr=1e-5  |  "
-    "flgbench run --methods fastlightgen --set fastlightgen.match.beta2=0 --out /tmp/beta"
+    "flgbench run --methods fastlightgen --set fastlightgen.match.beta2=0 --out /tmp/beta  |  "
+    "flgbench run --methods dmd2 --scale 14b --recipe dmd2-self-forcing-plus --set training.batch=32"
 )
 def run(
     methods: Methods = "all",
@@ -57,6 +59,7 @@ def run(
     model: Model = "wanx",
     scale: Scale = "tiny",
     assignments: Set = None,
+    recipe: RecipeName = None,
     budget: Budget = None,
     conditions: Conditions = None,
     pairs: Pairs = None,
@@ -78,6 +81,7 @@ def run(
         model,
         scale,
         assignments,
+        recipe,
         budget=budget,
         conditions=conditions,
         pairs=pairs,
@@ -87,13 +91,17 @@ def run(
     launch(settings, out, executor, profile, max_jobs, wait, slots, dry_run, as_json)
 
 
-@app.command(epilog="Example:  flgbench plan --methods fastlightgen,dmd2")
+@app.command(
+    epilog="Examples:  flgbench plan --methods fastlightgen,dmd2  |  "
+    "flgbench plan --methods fastlightgen --scale 14b --recipe fastlightgen-paper"
+)
 def plan(
     methods: Methods = "all",
     baselines: Baselines = "all",
     model: Model = "wanx",
     scale: Scale = "tiny",
     assignments: Set = None,
+    recipe: RecipeName = None,
     budget: Budget = None,
     conditions: Conditions = None,
     pairs: Pairs = None,
@@ -105,13 +113,14 @@ def plan(
     max_jobs: MaxJobs = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print every step of a run: cached or to run. The same as `run --dry-run`."""
+    """Print every step of a run, cached or to run, with what it will cost. The same as `run --dry-run`."""
     run(
         methods,
         baselines,
         model,
         scale,
         assignments,
+        recipe,
         budget,
         conditions,
         pairs,
@@ -196,7 +205,8 @@ def profile_check(name: Annotated[str, typer.Argument(help="Name of a profile, o
 
 @app.command("list", epilog="Example:  flgbench list methods")
 def list_(kind: Annotated[Kind, typer.Argument()] = Kind.methods, as_json: AsJson = False) -> None:
-    """Names and one-line descriptions of methods, baselines, families, metrics, reports or ablations."""
+    """Names and one-line descriptions of methods, baselines and so on; of recipes every value with its source."""
+    from flgbench.recipes import lines
     from flgbench.registry import registry
 
     if kind == Kind.metrics:
@@ -211,6 +221,8 @@ def list_(kind: Annotated[Kind, typer.Argument()] = Kind.methods, as_json: AsJso
         return
     for name, description in found.items():
         print(f"{name:20} {description}")
+        if kind == Kind.recipes:
+            print("\n".join(f"  {line}" for line in lines(registry("recipes").get(name)())))
 
 
 for examples in (sweep_verbs.EXAMPLES, tune_verb.EXAMPLES, student_verbs.EXAMPLES, upkeep.EXAMPLES):

@@ -105,6 +105,9 @@ def _shard(module: nn.Module, sharding: Sharding | None) -> None:
     for part in blocks:
         fully_shard(part, mp_policy=inner, offload_policy=offload)
     fully_shard(module, mp_policy=outer, offload_policy=offload)
+    # FSDP2 learns at the first pass which blocks belong together. If that pass skips some, these stay on their own, and
+    # gradients that wait for a reduction are lost where the last pass skips them again.
+    module._get_fsdp_state()._lazy_init()  # type: ignore[operator]
 
 
 def _kept_in_fp32(module: nn.Module, blocks: Iterable[nn.Module]) -> list[nn.Module]:

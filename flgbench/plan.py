@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from flgbench.contracts import Baseline, Family, FamilyPreset, Method
+from flgbench.contracts import Baseline, Family, FamilyPreset, Method, StageSpec
 from flgbench.errors import UsageError
 from flgbench.metrics.judges import fingerprint
 from flgbench.registry import registry, target_of
@@ -17,6 +17,8 @@ from flgbench.sampling import SamplerSettings
 from flgbench.settings import Settings, build_settings, digest
 from flgbench.sweeps import Variant, merged
 from flgbench.training import LoopSettings
+
+TINY = "tiny"  # the one scale whose networks are trained whole
 
 
 @dataclass(frozen=True)
@@ -76,11 +78,17 @@ class Plan:
 class RunSettings(Settings):
     """Everything that decides the results of a run."""
 
+    later: ClassVar[frozenset[str]] = frozenset({"training", "recipe"})
+
     model: str = "wanx"
     scale: str = "tiny"
     methods: tuple[str, ...] = ()
     baselines: tuple[str, ...] = ()
     method_settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    training: dict[str, Any] = Field(
+        default_factory=dict, description="settings of the loop, of all stages alike; `iterations` also by name of the stage"
+    )
+    recipe: str | None = Field(None, description="where the settings are from; they are in the others already")
     budget: float = Field(8_000, gt=0, description="network passes of training a method, see flgbench.training")
     training_clips: int = Field(
         1024, ge=16, description="with 256, students of distribution matching favour some of the hidden turns"
@@ -184,6 +192,21 @@ def _inferred(prefix: str, settings: Settings) -> list[dict[str, Any]]:
     return [{"setting": prefix + k, "value": getattr(settings, k), "note": why} for k, why in settings.inferred().items()]
 
 
+def _loop(run: RunSettings, spec: StageSpec, seed: int) -> LoopSettings:
+    """How a stage is trained: what the run says, and at size sharded. Raises UsageError for settings that are none."""
+    values = dict(run.training)
+    for name in ("budget", "seed"):
+        if name in values:
+            raise UsageError(f"training.{name}: use --{name}")
+    iterations = values.pop("iterations", None)
+    if isinstance(iterations, Mapping):
+        iterations = iterations.get(spec.name)
+    if run.scale != TINY:
+        values.setdefault("sized", {})
+    own = {"budget": spec.budget, "seed": seed, "iterations": iterations}
+    return build_settings(LoopSettings, values | own, "training")
+
+
 def _method_cell(
     run: RunSettings,
     name: str,
@@ -206,7 +229,7 @@ def _method_cell(
         parents = {role: keys[earlier] for role, earlier in spec.inputs.items()}
         content = place | {"stage": target_of(spec.stage), "settings": spec.settings.model_dump(mode="json")}
         if spec.budget > 0:
-            loops.append(LoopSettings(budget=spec.budget, seed=run.seed + repeat))
+            loops.append(_loop(run, spec, run.seed + repeat))
             content["loop"] = loops[-1].model_dump(mode="json", exclude={"checkpoint_seconds"})
         keys[spec.name] = add(Step("train", spec.name, content, inputs | parents, version=spec.stage.version))
         inferred += _inferred(f"{spec.name}.", spec.settings)

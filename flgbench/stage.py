@@ -120,6 +120,11 @@ class Stage(ABC):
 class ComputedStage(Stage):
     """A training-free stage."""
 
+    @classmethod
+    def passes(cls, settings: Any, blocks: int) -> float | None:
+        """Network passes that `compute` takes for a teacher of `blocks` blocks; None is not known."""
+        return None
+
     @abstractmethod
     def compute(self, out: Path) -> None:
         """Write the result into the folder `out`."""

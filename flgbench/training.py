@@ -104,10 +104,11 @@ class Weights:
 
     def _shard_all(self, sized: SizedSettings) -> None:
         everything = {**self.modules, **{f"frozen {k}": v for k, v in self.stage.frozen().items()}}
+        for module in self.modules.values():
+            trained = [p for p in module.parameters() if p.requires_grad]
+            for parameter in trained or module.parameters():  # a target network has none, but moves by little steps
+                parameter.data = parameter.data.float()
         for module in everything.values():
-            for parameter in module.parameters():
-                if parameter.requires_grad:
-                    parameter.data = parameter.data.float()  # master weights
             if sized.activation_checkpointing and hasattr(module, "enable_gradient_checkpointing"):
                 module.enable_gradient_checkpointing()
         compute = torch.bfloat16 if sized.precision == "bf16" else torch.float32

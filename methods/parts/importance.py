@@ -65,6 +65,10 @@ class Importance(ComputedStage):
 
     Settings = ImportanceSettings
 
+    @classmethod
+    def passes(cls, settings: ImportanceSettings, blocks: int) -> float:
+        return float(settings.clips * settings.times * blocks)  # the dense pass, and one without each block
+
     def compute(self, out: Path) -> None:
         model, settings = self.roles.teacher, self.settings
         damage = deletion_damage(model, self.roles.data, settings.clips, settings.times)

@@ -103,6 +103,10 @@ class TemporalPruning(ComputedStage):
 
     Settings = TemporalPruningSettings
 
+    @classmethod
+    def passes(cls, settings: TemporalPruningSettings, blocks: int) -> float:
+        return float(settings.clips * settings.times)
+
     def compute(self, out: Path) -> None:
         model, s = self.roles.teacher, self.settings
         layers = len(model.blocks)
