@@ -12,9 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from flgbench.schedule import WARM_UP
-
 if TYPE_CHECKING:
+    from flgbench.models.wan_presets import WanCheckpoint
     from flgbench.plan import Plan, Step
     from flgbench.stage import Footprint
 
@@ -22,9 +21,9 @@ GB = 1e9
 FP32, BF16 = 4, 2  # bytes
 STATES = 16  # bytes of a trained parameter: fp32 master weight, gradient and Adam's two moments
 BUFFERS = 2 * GB  # CUDA context, kernels' workspaces, fragments: an assumption
-# Bytes that a block keeps of a token for its backward in bf16, per unit of width and of the feed-forward's inner width.
-# Counted with saved-tensor hooks on diffusers' Wan block; tests/test_costs.py counts again.
-SAVED_WIDTH, SAVED_FFN = 44.0, 4.0
+# Bytes that a block keeps of a token for its backward, per unit of width and of the feed-forward's inner width: of compute
+# in bf16, where norms and modulation still are fp32, and in fp32. Counted by saved-tensor hooks on diffusers' Wan block.
+SAVED = {BF16: (68.5, 4.0), FP32: (88.5, 8.0)}
 
 
 @dataclass(frozen=True)
@@ -67,6 +66,7 @@ DEVICES = (
     Device("B200", 2250e12, 180),
 )
 ASSUMED = DEVICES[1]
+WARM_UP = 5  # timed clips of a latency step besides its conditions, as in flgbench.schedule
 
 
 @dataclass(frozen=True)
@@ -105,11 +105,16 @@ def device_named(name: str) -> Device | None:
 
 
 def wan(
-    config: Mapping[str, Any], clip: tuple[int, int, int], stride: tuple[int, int], text_length: int, image_tokens: int = 0
+    config: Mapping[str, Any],
+    clip: tuple[int, int, int],
+    stride: tuple[int, int],
+    text_length: int,
+    image_tokens: int = 0,
+    per_token_times: bool = False,
 ) -> Network:
     """Sizes of a `WanTransformer3DModel` with arguments `config` for clips of (frames, height, width) pixels.
 
-    stride: of the autoencoder in time and in space; image_tokens: of an image encoder, 0 without one.
+    stride: of the autoencoder in time and in space; image_tokens and per_token_times: see `wan_pass_flops`.
     """
     from flgbench.models.flops import wan_pass_flops
 
@@ -130,7 +135,7 @@ def wan(
     texts = text * width + width + width * width + width
     images = 2 * image_dim + image_dim * image_dim + image_dim + image_dim * width + width + 2 * width if image_dim else 0
     adapted = 8 * 2 * width + 2 * (width + ffn) + (2 * 2 * width if added else 0)
-    told = wan_pass_flops(config, ["full"] * blocks, latent, text_length, image_tokens)
+    told = wan_pass_flops(config, ["full"] * blocks, latent, text_length, image_tokens, per_token_times)
     stored = latent[0] * latent[1] * latent[2] * config["in_channels"] + text_length * text + image_tokens * image_dim
     return Network(
         parameters=blocks * block + ends + times + texts + images,
@@ -146,6 +151,15 @@ def wan(
     )
 
 
+def wan_checkpoint(facts: WanCheckpoint) -> Network:
+    """Sizes of a published checkpoint at its own clip."""
+    stride = facts.vae.get("scale_factor_temporal", 4), facts.vae.get("scale_factor_spatial", 8)
+    image_tokens = 0
+    if facts.image_encoder:
+        image_tokens = (facts.image_encoder["image_size"] // facts.image_encoder["patch_size"]) ** 2 + 1
+    return wan(facts.transformer, facts.clip, stride, facts.text_length, image_tokens, facts.per_token_times)
+
+
 def training_memory(
     network: Network, footprint: Footprint, clips: int, shards: int, sized: Mapping[str, Any], accumulate: int = 1
 ) -> float:
@@ -154,7 +168,7 @@ def training_memory(
     trained = footprint.trained * network.parameters + adapters
     bytes_per_value = BF16 if sized.get("precision", "bf16") == "bf16" else FP32
     states = STATES * trained + BF16 * footprint.frozen * network.parameters
-    states += FP32 * trained if footprint.ema or sized.get("ema_decay") else 0
+    states += FP32 * footprint.student * network.parameters if footprint.ema or sized.get("ema_decay") else 0
     # The parts outside the blocks and two blocks at a time are whole, with the gradients of one block in fp32.
     outside = network.parameters - network.blocks * network.block_parameters
     networks = footprint.trained + footprint.frozen
@@ -168,19 +182,19 @@ def training_memory(
 
 def activations(network: Network, checkpointing: bool, bytes_per_value: int = BF16) -> float:
     """Bytes that one clip's forward keeps for the backward; with checkpointing each block's input, and one block whole."""
-    scale = bytes_per_value / BF16
-    block = scale * network.tokens * (SAVED_WIDTH * network.width + SAVED_FFN * network.ffn)
+    of_width, of_ffn = SAVED[bytes_per_value]
+    block = network.tokens * (of_width * network.width + of_ffn * network.ffn)
     if not checkpointing:
         return network.blocks * block
     return network.blocks * bytes_per_value * network.tokens * network.width + block
 
 
-def training_seconds(footprint: Footprint, passes: float, clips: int, updated: float, calibration: Calibration) -> float:
-    """Of one core: `passes` in all, in iterations of `clips` clips that each update `updated` networks' weights."""
-    done = passes / footprint.passes  # clips, each trained on once
+def training_seconds(footprint: Footprint, passes: float, clips: int, calibration: Calibration) -> float:
+    """Of one core: `passes` in all, in iterations of `clips` clips that each update the trained weights once."""
+    trained_on = passes / footprint.passes  # clips, counted as often as they were drawn
     with_backward = footprint.backwards / 2
     a_clip = (footprint.forwards - with_backward) * calibration.forward + with_backward * calibration.trained
-    return done * a_clip + done / clips * updated * calibration.update
+    return trained_on * (a_clip + footprint.trained / clips * calibration.update)
 
 
 def cost(
@@ -222,38 +236,35 @@ def _training(step: Step, plan: Plan, network: Network, device: Device | None, g
 
     stage, told = resolve(step.settings["stage"]), step.settings
     settings = stage.Settings.model_validate(told["settings"])
-    share = kept_share(step, plan)
-    footprint: Footprint | None = None
     loop = told.get("loop")
-    if loop:
-        footprint = stage.footprint(settings, share)
-        if footprint is not None and stage.ema_decay:
-            footprint = replace(footprint, ema=True)
-        if footprint is None and loop.get("iterations"):
-            return Cost(None)
-        clips = loop["batch"] * loop["accumulate"]
-        passes = footprint.passes * clips * loop["iterations"] if footprint and loop.get("iterations") else loop["budget"]
-    else:
+    if loop is None:
         passes = stage.passes(settings, network.blocks)
-        if passes is None:
-            return Cost(None)
-    whole = FP32 * network.parameters * network.kept(share)
-    disk = whole if loop else 0.0
+        a_pass = network.flops / (device.peak * device.mfu) if device else calibration.forward
+        return Cost(None if passes is None else passes * a_pass)
+    footprint: Footprint | None = stage.footprint(settings, kept_share(step, plan))
     if footprint is None:
-        seconds = passes * (network.flops / (device.peak * device.mfu) if device else calibration.forward)
-        return Cost(seconds if not loop else None, None, disk)
-    adapters = footprint.adapter_rank * network.adapted / network.parameters
-    updated = footprint.trained + adapters
-    saved = (STATES - FP32) * updated + FP32 * (share if footprint.ema else 0)  # no gradients, but an EMA
-    work = 2 * saved * network.parameters  # the old checkpoint goes when the new one is whole
+        return Cost(None)
+    footprint = replace(footprint, ema=footprint.ema or bool(stage.ema_decay))
+    clips, sized = loop["batch"] * loop["accumulate"], loop.get("sized") or {}
+    iterations = loop.get("iterations")
+    passes = footprint.passes * clips * iterations if iterations else loop["budget"]
+    disk = FP32 * network.parameters * network.kept(footprint.student)
+    work = 2 * checkpoint_bytes(network, footprint, sized)  # the old one goes when the new one is whole
     if device is None:
-        return Cost(training_seconds(footprint, passes, clips, updated, calibration), None, disk, work)
-    sized = loop.get("sized") or {}
+        return Cost(training_seconds(footprint, passes, clips, calibration), None, disk, work)
     shards = min(gpus, loop["batch"])
     memory = training_memory(network, footprint, loop["batch"] // shards, shards, sized, loop["accumulate"])
     again = footprint.backwards / 2 if sized.get("activation_checkpointing", True) else 0.0
     flops = passes * (1 + again / footprint.passes) * network.flops
     return Cost(flops / (device.peak * device.training_mfu * shards), memory, disk, work, shards)
+
+
+def checkpoint_bytes(network: Network, footprint: Footprint, sized: Mapping[str, Any]) -> float:
+    """Of one training checkpoint: trained weights with Adam's moments, what is frozen inside a trained module, an EMA."""
+    trained = footprint.trained * network.parameters + footprint.adapter_rank * network.adapted
+    averaged = footprint.student * network.parameters if footprint.ema or sized.get("ema_decay") else 0
+    beneath = network.parameters if footprint.adapter_rank else 0  # the adapted network's own weights
+    return 3 * FP32 * trained + FP32 * averaged + (BF16 if sized else FP32) * beneath
 
 
 def nfe(sampler: Mapping[str, Any] | None) -> int:

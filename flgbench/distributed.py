@@ -70,25 +70,31 @@ class Sharding:
 
 
 def shard(
-    modules: Mapping[str, nn.Module], optimizers: Iterable[torch.optim.Optimizer], sharding: Sharding | None = None
+    modules: Mapping[str, nn.Module],
+    optimizers: Iterable[torch.optim.Optimizer],
+    sharding: Sharding | None = None,
+    masters: bool = True,
 ) -> None:
     """Shard every module over the processes, in place, block by block; optimisers take the shards as their parameters.
 
     Has to come before the first step of an optimiser, whose state would be that of whole parameters. Without `sharding`
-    nothing is done to the modules of a single process, and those of several compute in their own precision.
+    nothing is done to the modules of a single process, and those of several compute in their own precision. With it the
+    weights are the first process's, so the others' may be on the meta device, and no device ever holds more than a block;
+    `masters` makes fp32 master weights of what is trained, and of modules in which nothing is (targets).
     """
     if processes() == 1 and sharding is None:
         return
     places = {id(p): (key, name) for key, module in modules.items() for name, p in module.named_parameters()}
     for module in modules.values():
-        _shard(module, sharding)
+        trained = [p for p in module.parameters() if p.requires_grad] or list(module.parameters())
+        _shard(module, sharding, {id(p) for p in trained} if masters else set())
     shards = {(key, name): p for key, module in modules.items() for name, p in module.named_parameters()}
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["params"] = [shards[places[id(p)]] for p in group["params"]]
 
 
-def _shard(module: nn.Module, sharding: Sharding | None) -> None:
+def _shard(module: nn.Module, sharding: Sharding | None, masters: set[int]) -> None:
     # diffusers' names of the classes of blocks; what has none (a discriminator's head) is small and computes in fp32.
     block_names = getattr(module, "_no_split_modules", None) or ()
     blocks = [part for part in module.modules() if type(part).__name__ in block_names]
@@ -100,14 +106,35 @@ def _shard(module: nn.Module, sharding: Sharding | None) -> None:
         inner = MixedPrecisionPolicy(sharding.compute, torch.float32, cast_forward_inputs=False)
         outer = MixedPrecisionPolicy(sharding.compute, torch.float32, torch.float32, cast_forward_inputs=False)
         module.register_forward_pre_hook(_cast_inputs(sharding.compute), with_kwargs=True)
-        for part in _kept_in_fp32(module, blocks):
-            fully_shard(part, mp_policy=plain, offload_policy=offload)
-    for part in blocks:
-        fully_shard(part, mp_policy=inner, offload_policy=offload)
-    fully_shard(module, mp_policy=outer, offload_policy=offload)
+    parts = [(part, plain) for part in _kept_in_fp32(module, blocks)] if sharding else []
+    for part, policy in [*parts, *((block, inner) for block in blocks), (module, outer)]:
+        if sharding:
+            _receive(part, masters)
+        fully_shard(part, mp_policy=policy, offload_policy=offload)
     # FSDP2 learns at the first pass which blocks belong together. If that pass skips some, these stay on their own, and
     # gradients that wait for a reduction are lost where the last pass skips them again.
     module._get_fsdp_state()._lazy_init()  # type: ignore[operator]
+
+
+def _receive(part: nn.Module, masters: set[int]) -> None:
+    """The first process's weights and buffers of all that is not sharded yet, on this device; `masters` become fp32."""
+    for owner in part.modules():
+        for name, weight in list(owner.named_parameters(recurse=False)):
+            if not isinstance(weight, DTensor):
+                dtype = torch.float32 if id(weight) in masters else weight.dtype
+                setattr(owner, name, nn.Parameter(_from_first(weight.detach(), dtype), weight.requires_grad))
+        for name, buffer in list(owner.named_buffers(recurse=False)):
+            owner._buffers[name] = _from_first(buffer, buffer.dtype)
+
+
+def _from_first(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    if processes() == 1:
+        return tensor.to(device(), dtype)
+    received = torch.empty(tensor.shape, dtype=dtype, device=device())
+    if rank() == 0:
+        received.copy_(tensor)
+    dist.broadcast(received, 0)
+    return received
 
 
 def _kept_in_fp32(module: nn.Module, blocks: Iterable[nn.Module]) -> list[nn.Module]:

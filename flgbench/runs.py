@@ -126,11 +126,11 @@ def plan_record(steps: Plan, settings: RunSettings) -> dict:
     }
 
 
-def print_plan(steps: Plan, status: dict[str, Status]) -> None:
-    """One line a step: state, kind, name, key."""
+def print_plan(steps: Plan, status: dict[str, Status], costs: Mapping[str, str]) -> None:
+    """One line a step: state, kind, name, key, and what it is told to cost."""
     for key, step in steps.steps.items():
         state = {"waiting": "to run"}.get(status[key].state, status[key].state)
-        print(f"{state:8} {step.kind:8} {step.name:20} {key}")
+        print(f"{state:8} {step.kind:8} {step.name:20} {key:50} {costs[key]}".rstrip())
     counts = Counter(s.state for s in status.values())
     print(f"{len(steps.steps)} steps: {counts[CACHED]} cached, {len(steps.steps) - counts[CACHED]} to run")
 

@@ -89,15 +89,16 @@ class Footprint:
     """What a trained stage needs, told from its settings alone: a plan says it before anything runs.
 
     forwards, backwards: of one clip in one iteration on average, in network passes as the budget counts them (a backward of
-    trained weights is 2); frozen, trained: denoisers it holds, in whole teachers; adapter_rank: of a LoRA trained besides
-    (0: none); graphs: denoisers, in whole teachers, whose activations wait for a backward at the same time; ema: whether
-    an average of the student is kept.
+    trained weights is 2); frozen, trained, student: denoisers it holds, trains and leaves, in whole teachers; graphs: the
+    same of those whose activations wait for a backward at the same time; adapter_rank: of a LoRA trained besides (0:
+    none); ema: whether an average of the student is kept.
     """
 
     forwards: float
     backwards: float
     frozen: float
     trained: float
+    student: float
     graphs: float
     adapter_rank: int = 0
     ema: bool = False

@@ -85,6 +85,7 @@ class Weights:
         self.stage, self.work = stage, work
         self.sized = settings.sized
         self.modules, self.optimizers = stage.modules(), stage.all_optimizers()
+        self.frozen: dict[str, nn.Module] = {}  # those that are sharded too
         self.alone = distributed.processes() == 1 and self.sized is None
         self._whole: nn.Module | None = None
         if self.sized:
@@ -103,17 +104,14 @@ class Weights:
         self.ema = {k: v.detach().clone() for k, v in named} if self.ema_decay else {}
 
     def _shard_all(self, sized: SizedSettings) -> None:
-        everything = {**self.modules, **{f"frozen {k}": v for k, v in self.stage.frozen().items()}}
-        for module in self.modules.values():
-            trained = [p for p in module.parameters() if p.requires_grad]
-            for parameter in trained or module.parameters():  # a target network has none, but moves by little steps
-                parameter.data = parameter.data.float()
-        for module in everything.values():
+        self.frozen = self.stage.frozen()
+        for module in (*self.modules.values(), *self.frozen.values()):
             if sized.activation_checkpointing and hasattr(module, "enable_gradient_checkpointing"):
                 module.enable_gradient_checkpointing()
         compute = torch.bfloat16 if sized.precision == "bf16" else torch.float32
-        distributed.shard(everything, self.optimizers.values(), distributed.Sharding(compute, sized.offload))
-        self.everything = everything
+        sharding = distributed.Sharding(compute, sized.offload)
+        distributed.shard(self.modules, self.optimizers.values(), sharding)
+        distributed.shard(self.frozen, (), sharding, masters=False)
 
     @property
     def student(self) -> nn.Module:
@@ -140,7 +138,7 @@ class Weights:
 
     def reshard(self) -> None:
         if not self.alone:
-            distributed.reshard((self.everything if self.sized else self.modules).values())
+            distributed.reshard([*self.modules.values(), *self.frozen.values()])
 
     @torch.no_grad()
     def move_ema(self, iteration: int) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+from flgbench import costs
 from flgbench.contracts import Family, FamilyPreset
+from flgbench.costs import Network
 from flgbench.models.base import VideoModel
+from flgbench.models.wan_presets import CHECKPOINTS
 from flgbench.shipped import HASHES, verify
 from flgbench.store import sha256
 
@@ -31,6 +35,14 @@ class WanXFamily(Family):
 
     def folder(self, scale: str) -> Path:
         return WEIGHTS / f"{self.name}-{scale}"
+
+    def network(self, scale: str) -> Network:
+        if scale in CHECKPOINTS:
+            return costs.wan_checkpoint(CHECKPOINTS[scale])
+        folder = self.folder(scale)
+        own = json.loads((folder / "flgbench.json").read_text())
+        config = json.loads((folder / "transformer" / "config.json").read_text())
+        return costs.wan(config, own["clip_shape"], (4, 8), own["text_length"])
 
     def fingerprint(self, scale: str) -> str:
         verify(self.folder(scale))

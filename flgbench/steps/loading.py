@@ -30,6 +30,11 @@ def load_teacher(step: Step) -> VideoModel:
     return _teacher(step.settings["model"], step.settings["scale"])
 
 
+def forget_teacher() -> None:
+    """The next step loads it again: for one that leaves it changed."""
+    _teacher.cache_clear()
+
+
 @lru_cache(maxsize=2)
 def load_clips(folder: Path) -> TrainingData:
     tensors = load_file(folder / "clips.safetensors")

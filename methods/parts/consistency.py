@@ -74,7 +74,7 @@ class ConsistencyDistillation(TrainedStage):
     def footprint(cls, settings: ConsistencySettings, kept: float) -> Footprint:
         guided = 2.0 if settings.guidance_scale != 1 else 1.0
         # The target moves by little steps, so it is kept in fp32: twice a frozen network of its size.
-        return Footprint(2 * kept + guided, 2 * kept, frozen=1 + 2 * kept, trained=kept, graphs=kept)
+        return Footprint(2 * kept + guided, 2 * kept, frozen=1 + 2 * kept, trained=kept, student=kept, graphs=kept)
 
     def optimizers(self, iteration: int) -> list[torch.optim.Optimizer]:
         return [self.optimizer]

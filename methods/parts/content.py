@@ -114,7 +114,7 @@ class ContentDistillation(TrainedStage):
 
     @classmethod
     def footprint(cls, settings: ContentSettings, kept: float) -> Footprint:
-        return Footprint(1 + kept, 2 * kept, frozen=1.0, trained=kept, graphs=kept)
+        return Footprint(1 + kept, 2 * kept, frozen=1.0, trained=kept, student=kept, graphs=kept)
 
     def optimizers(self, iteration: int) -> list[torch.optim.Optimizer]:
         return list(self._optimizers.values())

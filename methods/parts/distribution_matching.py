@@ -132,7 +132,7 @@ class DistributionMatching(TrainedStage):
         backwards = 2 + moving * 2 * kept
         if adversarial:
             forwards, backwards = forwards + 2 + moving, backwards + moving
-        return Footprint(forwards, backwards, frozen=1.0, trained=kept + 1, graphs=kept + 1 + adversarial)
+        return Footprint(forwards, backwards, frozen=1.0, trained=kept + 1, student=kept, graphs=kept + 1 + adversarial)
 
     def student(self) -> VideoModel:
         return self.generator

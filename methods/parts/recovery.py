@@ -67,7 +67,7 @@ class Recovery(TrainedStage):
     @classmethod
     def footprint(cls, settings: RecoverySettings, kept: float) -> Footprint:
         ran = 1 - settings.skip_probability * (1 - kept)
-        return Footprint(1 + ran + 1 / cls.DRIFT_EVERY, 2 * ran, frozen=1.0, trained=1.0, graphs=1.0)
+        return Footprint(1 + ran + 1 / cls.DRIFT_EVERY, 2 * ran, frozen=1.0, trained=1.0, student=1.0, graphs=1.0)
 
     def optimizers(self, iteration: int) -> list[torch.optim.Optimizer]:
         return [self.optimizer]
