@@ -34,14 +34,18 @@ def device() -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
+def join(**how: Any) -> None:
+    """Make one group of processes that a launcher has started; `how` they meet, by default as the environment says."""
+    cuda = device().type == "cuda"
+    if cuda:
+        torch.cuda.set_device(device())
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", **how)
+
+
 def ensure_group() -> None:
     """A group of this process alone if it is in none: FSDP2, and with it mixed precision, needs one."""
-    if dist.is_initialized():
-        return
-    if device().type == "cuda":
-        torch.cuda.set_device(device())
-    backend = "cpu:gloo,cuda:nccl" if device().type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    if not dist.is_initialized():
+        join(store=dist.HashStore(), rank=0, world_size=1)
 
 
 def barrier() -> None:

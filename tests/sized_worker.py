@@ -51,14 +51,14 @@ SCENARIOS = {
     "recovery-offload": Scenario("recovery", 2, FP32 | {"offload": True}, accumulate=2),
     "recovery-killed": Scenario("recovery", 2, FP32 | EVERY, accumulate=2, kill_at=3),
     "recovery-resumed": Scenario("recovery", 2, FP32 | EVERY, accumulate=2, folder="recovery-killed"),
-    "dmd2-plain": Scenario("dmd2", 1),
-    "dmd2-bf16": Scenario("dmd2", 2, {"sample_every": 2}),
-    "magic-plain": Scenario("magic", 1),
-    "magic-sized": Scenario("magic", 2, FP32),
-    "adapted-plain": Scenario("adapted", 1),
-    "adapted-sized": Scenario("adapted", 2, FP32),
-    "icmd-plain": Scenario("icmd", 1),
-    "icmd-bf16": Scenario("icmd", 2, {}),
+    "dmd2-plain": Scenario("dmd2", 1, iterations=4),
+    "dmd2-bf16": Scenario("dmd2", 2, {"sample_every": 1}, iterations=4),
+    "magic-plain": Scenario("magic", 1, iterations=4),
+    "magic-sized": Scenario("magic", 2, FP32, iterations=4),
+    "adapted-plain": Scenario("adapted", 1, iterations=4),
+    "adapted-sized": Scenario("adapted", 2, FP32, iterations=4),
+    "icmd-plain": Scenario("icmd", 1, iterations=4),
+    "icmd-bf16": Scenario("icmd", 2, {}, iterations=4),
 }
 
 
