@@ -16,6 +16,7 @@ from flgbench.options import (
     AsJson,
     Baselines,
     Budget,
+    Checkpoint,
     Conditions,
     Executor,
     Kind,
@@ -26,6 +27,7 @@ from flgbench.options import (
     Pairs,
     ProfileName,
     RecipeName,
+    Revision,
     RunArgument,
     Scale,
     Seed,
@@ -51,6 +53,7 @@ app = typer.Typer(
 @app.command(
     epilog="Examples:  flgbench run --methods all --model wanx  |  flgbench run --methods dmd2 --set dmd2.lr=1e-5  |  "
     "flgbench run --methods fastlightgen --set fastlightgen.match.beta2=0 --out /tmp/beta  |  "
+    "flgbench run --methods fastlightgen --scale 14b --checkpoint /data/Wan2.1-I2V-14B-480P-Diffusers  |  "
     "flgbench run --methods dmd2 --scale 14b --recipe dmd2-self-forcing-plus --set training.batch=32"
 )
 def run(
@@ -58,6 +61,8 @@ def run(
     baselines: Baselines = "all",
     model: Model = "wanx",
     scale: Scale = "tiny",
+    checkpoint: Checkpoint = None,
+    revision: Revision = None,
     assignments: Set = None,
     recipe: RecipeName = None,
     budget: Budget = None,
@@ -82,6 +87,8 @@ def run(
         scale,
         assignments,
         recipe,
+        checkpoint=checkpoint,
+        revision=revision,
         budget=budget,
         conditions=conditions,
         pairs=pairs,
@@ -100,6 +107,8 @@ def plan(
     baselines: Baselines = "all",
     model: Model = "wanx",
     scale: Scale = "tiny",
+    checkpoint: Checkpoint = None,
+    revision: Revision = None,
     assignments: Set = None,
     recipe: RecipeName = None,
     budget: Budget = None,
@@ -119,6 +128,8 @@ def plan(
         baselines,
         model,
         scale,
+        checkpoint,
+        revision,
         assignments,
         recipe,
         budget,

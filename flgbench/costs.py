@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from flgbench.models.wan_presets import WanCheckpoint, denoiser_size
+
 if TYPE_CHECKING:
-    from flgbench.models.wan_presets import WanCheckpoint
     from flgbench.plan import Plan, Step
     from flgbench.stage import Footprint
 
@@ -116,7 +117,7 @@ def wan(
 
     stride: of the autoencoder in time and in space; image_tokens and per_token_times: see `wan_pass_flops`.
     """
-    from flgbench.models.flops import wan_pass_flops
+    from flgbench.models.flops import wan_pass_flops  # imports torch
 
     heads, dim, ffn = config["num_attention_heads"], config["attention_head_dim"], config["ffn_dim"]
     width, blocks, text = heads * dim, config["num_layers"], config["text_dim"]
@@ -124,22 +125,13 @@ def wan(
     latent = ((frames - 1) // stride[0] + 1, height // stride[1], width_px // stride[1])
     patch = tuple(config.get("patch_size", (1, 2, 2)))
     tokens = latent[0] * latent[1] * latent[2] // (patch[0] * patch[1] * patch[2])
-    image_dim, freq = config.get("image_dim") or 0, config.get("freq_dim", 256)
-    attention = 4 * (width * width + width) + 2 * width  # with the norms of query and key
-    added = 2 * (width * width + width) + width if config.get("added_kv_proj_dim") else 0
-    cross_norm = 2 * width if config.get("cross_attn_norm", True) else 0
-    block = 2 * attention + added + cross_norm + 2 * width * ffn + ffn + width + 6 * width
-    volume = patch[0] * patch[1] * patch[2]
-    ends = config["in_channels"] * volume * width + width + (width + 1) * config["out_channels"] * volume + 2 * width
-    times = freq * width + width + width * width + width + 6 * (width * width + width)
-    texts = text * width + width + width * width + width
-    images = 2 * image_dim + image_dim * image_dim + image_dim + image_dim * width + width + 2 * width if image_dim else 0
-    adapted = 8 * 2 * width + 2 * (width + ffn) + (2 * 2 * width if added else 0)
+    image_dim, size = config.get("image_dim") or 0, denoiser_size(config)
+    adapted = 8 * 2 * width + 2 * (width + ffn) + (2 * 2 * width if config.get("added_kv_proj_dim") else 0)
     told = wan_pass_flops(config, ["full"] * blocks, latent, text_length, image_tokens, per_token_times)
     stored = latent[0] * latent[1] * latent[2] * config["in_channels"] + text_length * text + image_tokens * image_dim
     return Network(
-        parameters=blocks * block + ends + times + texts + images,
-        block_parameters=block,
+        parameters=size.total,
+        block_parameters=size.block,
         blocks=blocks,
         width=width,
         ffn=ffn,

@@ -9,7 +9,7 @@ from typing import Any
 from flgbench import costs
 from flgbench.costs import GB, Cost, Device, Network
 from flgbench.plan import TINY, Plan, RunSettings
-from flgbench.registry import registry
+from flgbench.registry import family_of, registry
 
 GPUS = 8  # where neither a profile nor a recipe says how many
 
@@ -27,7 +27,7 @@ class Estimate:
     @staticmethod
     def of(settings: RunSettings, plan: Plan, profile: Any = None) -> Estimate:
         """Where a run of `settings` would cost what; `profile` of a cluster says on how many GPUs and which."""
-        network = registry("families").get(settings.model)().network(settings.scale)
+        network = family_of(settings.model_dump()).network(settings.scale)
         device, gpus, source = _machine(settings, profile)
         told = {key: costs.cost(step, plan, network, device, gpus) for key, step in plan.steps.items()}
         return Estimate(told, network, device, gpus, source)

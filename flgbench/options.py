@@ -33,7 +33,11 @@ Out = Annotated[Path, typer.Option("--out", help="Folder for artifacts and runs.
 Methods = Annotated[str, typer.Option("--methods", help="Names, 'all', 'controls' or 'none', separated by commas.")]
 Baselines = Annotated[str, typer.Option("--baselines", help="Names or 'all', separated by commas.")]
 Model = Annotated[str, typer.Option("--model", help="Model family.")]
-Scale = Annotated[str, typer.Option("--scale", help="Size of the family; 'tiny' runs on a laptop.")]
+Scale = Annotated[str, typer.Option("--scale", help="Size of the family: 'tiny' runs on a laptop; 5b, 14b, 14b-720p.")]
+Checkpoint = Annotated[
+    str | None, typer.Option("--checkpoint", help="Folder in diffusers layout, or a hub id in the local cache.")
+]
+Revision = Annotated[str | None, typer.Option("--revision", help="Commit, branch or tag of a hub id.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="METHOD.SETTING=VALUE or training.SETTING=VALUE; repeatable.")]
 RecipeName = Annotated[
     str | None, typer.Option("--recipe", help="Published settings, see `flgbench list recipes`; --set goes over them.")
@@ -106,6 +110,8 @@ def run_settings(
     from flgbench.plan import RunSettings
 
     given = {k: v for k, v in options.items() if v is not None}
+    if "checkpoint" in given and Path(given["checkpoint"]).is_dir():  # steps run in other folders
+        given["checkpoint"] = str(Path(given["checkpoint"]).resolve())
     return build_settings(RunSettings, values | given | {"threads": environment.cores()}, "run")
 
 

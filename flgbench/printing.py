@@ -23,11 +23,12 @@ def show_plan(settings: Any, out: Path, as_json: bool, profile: Any, max_jobs: i
     """Every step of a run, and with a cluster's `profile` the arrays they would be submitted in."""
     from flgbench import runs as work
     from flgbench.estimate import Estimate
+    from flgbench.plan import ABSENT
     from flgbench.runner import CACHED, initial_status
 
     arrays: list[dict[str, Any]] = []
     if profile is None:
-        steps, store = work.prepare(settings, out)
+        steps, store = work.prepare(settings, out, weights_needed=False)
     else:
         from slurm import cluster
 
@@ -40,6 +41,8 @@ def show_plan(settings: Any, out: Path, as_json: bool, profile: Any, max_jobs: i
         more |= {"costs": estimate.record(), "assumed": estimate.assumptions()}
         print(json.dumps(work.plan_record(steps, settings) | {"status": states} | more))
         return
+    if any(step.settings.get("weights") == ABSENT for step in steps.steps.values()):
+        print(f"the weights of scale {settings.scale} are {ABSENT}: a run needs them, and its keys are others")
     print(estimate.assumptions())
     work.print_plan(steps, status, {key: estimate.text(key) for key in steps.steps})
     print(estimate.total([key for key, state in status.items() if state.state != CACHED]))

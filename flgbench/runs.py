@@ -26,7 +26,8 @@ Runner = Callable[[Plan, Store, Callable[[dict[str, Status]], None]], dict[str, 
 
 def run_name(settings: RunSettings) -> str:
     """Folder of a run: the same settings continue the same run."""
-    return f"{settings.model}-{settings.scale}-{digest(settings.model_dump(mode='json'))}"
+    given = {name: value for name, value in settings.model_dump(mode="json").items() if value is not None}
+    return f"{settings.model}-{settings.scale}-{digest(given)}"
 
 
 def check_writable(out: Path) -> None:
@@ -40,12 +41,14 @@ def check_writable(out: Path) -> None:
         raise UsageError(f"--out {out}: cannot write there ({error.strerror}): choose another folder") from None
 
 
-def prepare(settings: RunSettings, out: Path, hardware: Mapping[str, Any] | None = None) -> tuple[Plan, Store]:
+def prepare(
+    settings: RunSettings, out: Path, hardware: Mapping[str, Any] | None = None, weights_needed: bool = True
+) -> tuple[Plan, Store]:
     """The checked plan: wrong settings and damaged artifacts raise UsageError here, before any work.
 
-    `hardware` says where latency will be timed, if that is not this machine.
+    `hardware` says where latency will be timed, if that is not this machine; `weights_needed`: see `plan`.
     """
-    steps = plan(settings, hardware or environment.hardware())
+    steps = plan(settings, hardware or environment.hardware(), weights_needed)
     store = Store(out / "store")
     store.check(steps.steps)
     return steps, store

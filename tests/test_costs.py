@@ -284,3 +284,26 @@ def test_a_plan_tells_its_cost(flgbench: Flgbench) -> None:
     lines = out.splitlines()
     assert code == 0 and "one core" in lines[0] and lines[-1].startswith("still to run: about ")
     assert any(" s, " in line and "of disk" in line for line in lines if " recover " in line)
+
+
+def test_a_plan_at_size_before_anything_is_downloaded(flgbench: Flgbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """GPU-hours, memory of a GPU and disk of each step, for the paper's recipe on its 16 GPUs."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", "/nonexistent")
+    arguments = ("--methods", "fastlightgen", "--baselines", "euler", "--scale", "14b", "--recipe", "fastlightgen-paper")
+    code, out, err = flgbench("plan", *arguments)
+    lines = out.splitlines()
+    assert code == 0 and err == ""
+    assert lines[0].startswith("the weights of scale 14b are not on this machine")
+    assert "1,686.4 TFLOP a pass; trained on 16 x H100" in lines[1] and "assumed 40%" in lines[1]
+    for name in ("recover", "match"):
+        (line,) = (line for line in lines if line.split()[1:3] == ["train", name])
+        assert "GPU-h" in line and "GB a GPU" in line and "of disk" in line
+    code, out, _ = flgbench("plan", *arguments, "--json")
+    plan = json.loads(out)
+    recover = next(plan["costs"][s["key"]] for s in plan["steps"] if s["name"] == "recover")
+    # By hand: 4,000 x 16 clips of 1 + 0.85 + 1/20 forwards, 2 x 0.85 backwards and 0.85 computed again.
+    flops = 4000 * 16 * (1 + 0.85 + 0.05 + 1.7 + 0.85) * 1.6863763739e15
+    assert recover["gpu_hours"] == pytest.approx(flops / (989e12 * 0.4) / 3600, rel=1e-6)
+    assert recover["gpus"] == 16 and recover["disk"] == 4 * 16_394_878_784
+    code, _, err = flgbench("run", *arguments)
+    assert code == 2 and "hf download" in err

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, patchify, unpatchify
 
+SMALL = 128 * 128  # pixels of a frame up to which two chunks of a clip fit any memory
+
 
 class FoldedCausalConv3d(WanCausalConv3d):
     """`WanCausalConv3d` whose time taps are folded into the channels of a 2-D convolution."""
@@ -42,6 +44,10 @@ def fold_convolutions(vae: AutoencoderKLWan) -> AutoencoderKLWan:
         if isinstance(module, WanCausalConv3d):
             module.__class__ = FoldedCausalConv3d
     return vae
+
+
+def is_folded(vae: AutoencoderKLWan) -> bool:
+    return isinstance(vae.encoder.conv_in, FoldedCausalConv3d)
 
 
 def encode_in_two_chunks(vae: AutoencoderKLWan, pixels: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ from flgbench import costs, distributed
 from flgbench.checkpoint import check_saved
 from flgbench.models.base import VideoModel
 from flgbench.plan import Step
-from flgbench.registry import registry, resolve
+from flgbench.registry import family_of, resolve
 from flgbench.stage import ComputedStage, Roles, TrainedStage
 from flgbench.steps.loading import forget_teacher, load_clips, load_teacher
 from flgbench.store import Store
@@ -45,7 +45,7 @@ def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
         store.event(step.key, "progress", fraction=line["fraction"], loss=round(line["loss"], 5))
 
     assert settings is not None
-    network = registry("families").get(step.settings["model"])().network(step.settings["scale"])
+    network = family_of(step.settings).network(step.settings["scale"])
     device = costs.device_named(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
     flops, peak = network.flops if network else None, device.peak if device else None
     try:
