@@ -296,7 +296,7 @@ def test_a_plan_at_size_before_anything_is_downloaded(flgbench: Flgbench, monkey
     assert lines[0].startswith("the weights of scale 14b are not on this machine")
     assert "1,686.4 TFLOP a pass; trained on 16 x H100" in lines[1] and "assumed 40%" in lines[1]
     for name in ("recover", "match"):
-        (line,) = (line for line in lines if line.split()[1:3] == ["train", name])
+        (line,) = (line for line in lines if line.split()[2:4] == ["train", name])
         assert "GPU-h" in line and "GB a GPU" in line and "of disk" in line
     code, out, _ = flgbench("plan", *arguments, "--json")
     plan = json.loads(out)

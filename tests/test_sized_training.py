@@ -16,12 +16,17 @@ from conftest import SMALL, build_tiny_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from sized_worker import SCENARIOS
+from torch.distributed.tensor import DTensor
 
 from flgbench import costs
 from flgbench.checkpoint import check_saved, skeleton
 from flgbench.errors import StageFailure
 from flgbench.models.wanx import WanX
+from flgbench.plan import RunSettings, plan
 from flgbench.stage import Roles, TrainingData
+from flgbench.steps import execute
+from flgbench.steps.loading import load_teacher
+from flgbench.store import Store
 from flgbench.training import LoopSettings, SizedSettings
 from methods.parts.distribution_matching import DistributionMatching, MatchSettings
 from methods.parts.lora import lora_layers, set_lora_scale, with_lora
@@ -239,6 +244,32 @@ def test_a_lora_critics_real_score_is_the_teachers(tiny_model: WanX, tiny_data: 
     assert stage.frozen() == {} and plain.frozen().keys() == {"real"}
     trained_parameters = sum(p.numel() for g in stage.all_optimizers()["fake"].param_groups for p in g["params"])
     assert trained_parameters < 0.3 * tiny_model.n_parameters
+
+
+def test_a_sized_step_of_a_plan(tmp_path: Path) -> None:
+    """As a job runs it, in this process alone: its student is in the store, and the next step finds a whole teacher."""
+    settings = RunSettings(
+        methods=("dmd2",), training_clips=16, training={"batch": 1, "iterations": 2, "sized": {"ema_decay": 0.5}}
+    )
+    store = Store(tmp_path)
+    steps = plan(settings, {}).steps
+    wanted = [s for s in steps.values() if s.kind in ("teacher", "train") or (s.kind, s.name) == ("data", "train")]
+    try:
+        for step in wanted:
+            execute(step, store)
+    finally:
+        torch.distributed.destroy_process_group()
+    (training,) = (step for step in wanted if step.kind == "train")
+    facts = store.facts(training.key)
+    teacher = load_teacher(training)
+    assert facts["iterations"] == 2 and facts["parameters"] == teacher.n_parameters
+    student = teacher.with_transformer(store.path(training.key) / "transformer")
+    assert not (store.path(training.key) / "work").exists()
+    assert not any(isinstance(p, DTensor) for p in (*teacher.transformer.parameters(), *student.transformer.parameters()))
+    pairs = zip(student.transformer.parameters(), teacher.transformer.parameters(), strict=True)
+    assert sum(not torch.equal(a, b) for a, b in pairs) > 100
+    (line,) = [json.loads(text) for text in (store.path(training.key) / "curve.jsonl").read_text().splitlines()]
+    assert line["iteration"] == 2 and line["passes_per_second"] > 0
 
 
 def test_settings_of_the_loop() -> None:
