@@ -26,6 +26,7 @@ from flgbench.options import (
     Out,
     Pairs,
     ProfileName,
+    RecipeName,
     Revision,
     RunArgument,
     Scale,
@@ -52,7 +53,8 @@ app = typer.Typer(
 @app.command(
     epilog="Examples:  flgbench run --methods all --model wanx  |  flgbench run --methods dmd2 --set dmd2.lr=1e-5  |  "
     "flgbench run --methods fastlightgen --set fastlightgen.match.beta2=0 --out /tmp/beta  |  "
-    "flgbench run --methods fastlightgen --scale 14b --checkpoint /data/Wan2.1-I2V-14B-480P-Diffusers"
+    "flgbench run --methods fastlightgen --scale 14b --checkpoint /data/Wan2.1-I2V-14B-480P-Diffusers  |  "
+    "flgbench run --methods dmd2 --scale 14b --recipe dmd2-self-forcing-plus --set training.batch=32"
 )
 def run(
     methods: Methods = "all",
@@ -62,6 +64,7 @@ def run(
     checkpoint: Checkpoint = None,
     revision: Revision = None,
     assignments: Set = None,
+    recipe: RecipeName = None,
     budget: Budget = None,
     conditions: Conditions = None,
     pairs: Pairs = None,
@@ -83,6 +86,7 @@ def run(
         model,
         scale,
         assignments,
+        recipe,
         checkpoint=checkpoint,
         revision=revision,
         budget=budget,
@@ -94,7 +98,10 @@ def run(
     launch(settings, out, executor, profile, max_jobs, wait, slots, dry_run, as_json)
 
 
-@app.command(epilog="Example:  flgbench plan --methods fastlightgen,dmd2")
+@app.command(
+    epilog="Examples:  flgbench plan --methods fastlightgen,dmd2  |  "
+    "flgbench plan --methods fastlightgen --scale 14b --recipe fastlightgen-paper"
+)
 def plan(
     methods: Methods = "all",
     baselines: Baselines = "all",
@@ -103,6 +110,7 @@ def plan(
     checkpoint: Checkpoint = None,
     revision: Revision = None,
     assignments: Set = None,
+    recipe: RecipeName = None,
     budget: Budget = None,
     conditions: Conditions = None,
     pairs: Pairs = None,
@@ -114,7 +122,7 @@ def plan(
     max_jobs: MaxJobs = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print every step of a run: cached or to run. The same as `run --dry-run`."""
+    """Print every step of a run, cached or to run, with what it will cost. The same as `run --dry-run`."""
     run(
         methods,
         baselines,
@@ -123,6 +131,7 @@ def plan(
         checkpoint,
         revision,
         assignments,
+        recipe,
         budget,
         conditions,
         pairs,
@@ -207,7 +216,8 @@ def profile_check(name: Annotated[str, typer.Argument(help="Name of a profile, o
 
 @app.command("list", epilog="Example:  flgbench list methods")
 def list_(kind: Annotated[Kind, typer.Argument()] = Kind.methods, as_json: AsJson = False) -> None:
-    """Names and one-line descriptions of methods, baselines, families, metrics, reports or ablations."""
+    """Names and one-line descriptions of methods, baselines and so on; of recipes every value with its source."""
+    from flgbench.recipes import lines
     from flgbench.registry import registry
 
     if kind == Kind.metrics:
@@ -222,6 +232,8 @@ def list_(kind: Annotated[Kind, typer.Argument()] = Kind.methods, as_json: AsJso
         return
     for name, description in found.items():
         print(f"{name:20} {description}")
+        if kind == Kind.recipes:
+            print("\n".join(f"  {line}" for line in lines(registry("recipes").get(name)())))
 
 
 for examples in (sweep_verbs.EXAMPLES, tune_verb.EXAMPLES, student_verbs.EXAMPLES, upkeep.EXAMPLES):

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
+from flgbench.costs import Network
 from flgbench.models.base import Placement, VideoModel
 from flgbench.sampling import SamplerSettings
 from flgbench.settings import Settings
@@ -58,6 +59,10 @@ class Family(ABC):
     @abstractmethod
     def folder(self, scale: str) -> Path:
         """The diffusers folder of the teacher. Raises UsageError when it is not there."""
+
+    def network(self, scale: str) -> Network | None:
+        """The denoiser's sizes, from which a plan tells its cost, without its weights; None is not known."""
+        return None
 
     @abstractmethod
     def fingerprint(self, scale: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from enum import StrEnum
 from itertools import chain
 from pathlib import Path
@@ -19,6 +20,7 @@ class Kind(StrEnum):
     metrics = "metrics"
     reports = "reports"
     ablations = "ablations"
+    recipes = "recipes"
 
 
 class Executor(StrEnum):
@@ -36,7 +38,10 @@ Checkpoint = Annotated[
     str | None, typer.Option("--checkpoint", help="Folder in diffusers layout, or a hub id in the local cache.")
 ]
 Revision = Annotated[str | None, typer.Option("--revision", help="Commit, branch or tag of a hub id.")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="METHOD.SETTING=VALUE; may be repeated.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="METHOD.SETTING=VALUE or training.SETTING=VALUE; repeatable.")]
+RecipeName = Annotated[
+    str | None, typer.Option("--recipe", help="Published settings, see `flgbench list recipes`; --set goes over them.")
+]
 Budget = Annotated[float | None, typer.Option("--budget", help="Training budget of each method in network passes.")]
 Conditions = Annotated[int | None, typer.Option("--conditions", help="Test conditions (first frame + caption).")]
 Pairs = Annotated[int | None, typer.Option("--pairs", help="Timed conditions of the latency protocol.")]
@@ -61,21 +66,46 @@ def _names(text: str, kind: str) -> tuple[str, ...]:
     return names
 
 
-def run_settings(methods: str, baselines: str, model: str, scale: str, assignments: list[str] | None, **options: Any) -> Any:
+def _with_recipe(name: str, scale: str, methods: tuple[str, ...], given: dict[str, Any], options: dict[str, Any]) -> Any:
+    """The settings with the recipe's below them; its budget goes into `options` unless one is there."""
+    from flgbench.recipes import with_recipe
+    from flgbench.registry import registry
+
+    recipe = registry("recipes").get(name)()
+    settings = with_recipe(name, recipe, methods, given, options.get("budget"))
+    if options.get("budget") is None:
+        options["budget"] = recipe.budget
+    if scale != recipe.scale:
+        print(f"recipe {name} is of scale {recipe.scale}: at {scale} its values are a start, not a result", file=sys.stderr)
+    return settings
+
+
+def run_settings(
+    methods: str,
+    baselines: str,
+    model: str,
+    scale: str,
+    assignments: list[str] | None,
+    recipe: str | None = None,
+    **options: Any,
+) -> Any:
     """The checked `RunSettings`; an option that is None keeps its default. Raises UsageError."""
     from flgbench.settings import build_settings, parse_assignments
 
     # Names are checked before torch is imported: a typo answers at once.
-    values = {
+    values: dict[str, Any] = {
         "methods": _names(methods, "methods"),
         "baselines": _names(baselines, "baselines"),
-        "method_settings": parse_assignments(assignments or []),
         "model": model,
         "scale": scale,
     }
     from flgbench.registry import registry
 
     registry("families").check(model)
+    settings = options.pop("method_settings", None) or parse_assignments(assignments or [])
+    if recipe is not None:
+        settings = _with_recipe(recipe, scale, values["methods"], settings, options)
+    values |= {"recipe": recipe, "training": settings.pop("training", {}), "method_settings": settings}
     from flgbench import environment
     from flgbench.plan import RunSettings
 

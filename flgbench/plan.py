@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from flgbench.contracts import Baseline, Family, FamilyPreset, Method
+from flgbench.contracts import Baseline, Family, FamilyPreset, Method, StageSpec
 from flgbench.errors import UsageError
 from flgbench.metrics.judges import fingerprint
 from flgbench.registry import registry, target_of
@@ -17,6 +17,9 @@ from flgbench.sampling import SamplerSettings
 from flgbench.settings import Settings, build_settings, digest
 from flgbench.sweeps import Variant, merged
 from flgbench.training import LoopSettings
+
+TINY = "tiny"  # the one scale whose networks are trained whole
+ABSENT = "not on this machine"
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,8 @@ class Plan:
 class RunSettings(Settings):
     """Everything that decides the results of a run."""
 
+    later: ClassVar[frozenset[str]] = frozenset({"training", "recipe"})
+
     model: str = "wanx"
     scale: str = "tiny"
     checkpoint: str | None = Field(None, description="folder in diffusers layout or hub id; none: the scale's own")
@@ -83,6 +88,10 @@ class RunSettings(Settings):
     methods: tuple[str, ...] = ()
     baselines: tuple[str, ...] = ()
     method_settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    training: dict[str, Any] = Field(
+        default_factory=dict, description="settings of the loop, of all stages alike; `iterations` also by name of the stage"
+    )
+    recipe: str | None = Field(None, description="where the settings are from; they are in the others already")
     budget: float = Field(8_000, gt=0, description="network passes of training a method, see flgbench.training")
     training_clips: int = Field(
         1024, ge=16, description="with 256, students of distribution matching favour some of the hidden turns"
@@ -102,9 +111,10 @@ class RunSettings(Settings):
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
-def plan(run: RunSettings, hardware: Mapping[str, Any]) -> Plan:
+def plan(run: RunSettings, hardware: Mapping[str, Any], weights_needed: bool = True) -> Plan:
     """The steps of `run`; `hardware` keys latency, which is not comparable between machines or library versions.
 
+    Without `weights_needed` a published scale's may be elsewhere, for a plan that is only read: its keys are not a run's.
     Raises UsageError for unknown names and settings, before anything has started.
     """
     family: Family = registry("families").get(run.model)(run.checkpoint, run.revision)
@@ -123,7 +133,7 @@ def plan(run: RunSettings, hardware: Mapping[str, Any]) -> Plan:
         return step.key
 
     place = run.place()
-    teacher = add(Step("teacher", run.model, place | {"weights": family.fingerprint(run.scale)}))
+    teacher = add(Step("teacher", run.model, place | {"weights": _weights(family, run, weights_needed)}))
     clips = {"split": "train", "count": run.training_clips}
     training = add(Step("data", "train", place | clips, {"teacher": teacher}))
     test_clips = {"split": run.split, "count": max(run.conditions, run.pairs)}
@@ -181,6 +191,15 @@ def plan(run: RunSettings, hardware: Mapping[str, Any]) -> Plan:
     return Plan(steps, cells)
 
 
+def _weights(family: Family, run: RunSettings, needed: bool) -> str:
+    try:
+        return family.fingerprint(run.scale)
+    except UsageError:
+        if needed or run.checkpoint or run.scale == TINY:
+            raise
+        return ABSENT
+
+
 def _record(sampler: SamplerSettings) -> dict[str, Any]:
     """A sampler as keys and reports have it. What is not used is left out, so that a new option changes no old key."""
     return sampler.model_dump(mode="json", exclude_none=True)
@@ -189,6 +208,21 @@ def _record(sampler: SamplerSettings) -> dict[str, Any]:
 def _inferred(prefix: str, settings: Settings) -> list[dict[str, Any]]:
     """What reports list of the defaults that no source states."""
     return [{"setting": prefix + k, "value": getattr(settings, k), "note": why} for k, why in settings.inferred().items()]
+
+
+def _loop(run: RunSettings, spec: StageSpec, seed: int) -> LoopSettings:
+    """How a stage is trained: what the run says, and at size sharded. Raises UsageError for settings that are none."""
+    values = dict(run.training)
+    for name in ("budget", "seed"):
+        if name in values:
+            raise UsageError(f"training.{name}: use --{name}")
+    iterations = values.pop("iterations", None)
+    if isinstance(iterations, Mapping):
+        iterations = iterations.get(spec.name)
+    if run.scale != TINY:
+        values.setdefault("sized", {})
+    own = {"budget": spec.budget, "seed": seed, "iterations": iterations}
+    return build_settings(LoopSettings, values | own, "training")
 
 
 def _method_cell(
@@ -213,7 +247,7 @@ def _method_cell(
         parents = {role: keys[earlier] for role, earlier in spec.inputs.items()}
         content = place | {"stage": target_of(spec.stage), "settings": spec.settings.model_dump(mode="json")}
         if spec.budget > 0:
-            loops.append(LoopSettings(budget=spec.budget, seed=run.seed + repeat))
+            loops.append(_loop(run, spec, run.seed + repeat))
             content["loop"] = loops[-1].model_dump(mode="json", exclude={"checkpoint_seconds"})
         keys[spec.name] = add(Step("train", spec.name, content, inputs | parents, version=spec.stage.version))
         inferred += _inferred(f"{spec.name}.", spec.settings)

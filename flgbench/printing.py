@@ -22,22 +22,30 @@ def show_submitted(folder: Path, out: Path, jobs: int, as_json: bool) -> None:
 def show_plan(settings: Any, out: Path, as_json: bool, profile: Any, max_jobs: int | None) -> None:
     """Every step of a run, and with a cluster's `profile` the arrays they would be submitted in."""
     from flgbench import runs as work
-    from flgbench.runner import initial_status
+    from flgbench.estimate import Estimate
+    from flgbench.plan import ABSENT
+    from flgbench.runner import CACHED, initial_status
 
     arrays: list[dict[str, Any]] = []
     if profile is None:
-        steps, store = work.prepare(settings, out)
+        steps, store = work.prepare(settings, out, weights_needed=False)
     else:
         from slurm import cluster
 
         settings, steps, store, arrays = cluster.preview(settings, out, profile, max_jobs)
     status = initial_status(steps, store)
+    estimate = Estimate.of(settings, steps, profile)
     if as_json:
         states = {k: s.state for k, s in status.items()}
         more = {"arrays": arrays} if profile is not None else {}
+        more |= {"costs": estimate.record(), "assumed": estimate.assumptions()}
         print(json.dumps(work.plan_record(steps, settings) | {"status": states} | more))
         return
-    work.print_plan(steps, status)
+    if any(step.settings.get("weights") == ABSENT for step in steps.steps.values()):
+        print(f"the weights of scale {settings.scale} are {ABSENT}: a run needs them, and its keys are others")
+    print(estimate.assumptions())
+    work.print_plan(steps, status, {key: estimate.text(key) for key in steps.steps})
+    print(estimate.total([key for key, state in status.items() if state.state != CACHED]))
     for number, array in enumerate(arrays):
         print(f"array {number}: {len(array['steps'])} {array['kind']}, sbatch {' '.join(array['sbatch'])}")
         if array["index_to_index"] is not None:

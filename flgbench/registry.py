@@ -22,6 +22,7 @@ SINGULAR = {
     "reports": "report",
     "ablations": "ablation",
     "searches": "search",
+    "recipes": "recipe",
 }
 KINDS = tuple(SINGULAR)
 

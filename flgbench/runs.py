@@ -41,12 +41,14 @@ def check_writable(out: Path) -> None:
         raise UsageError(f"--out {out}: cannot write there ({error.strerror}): choose another folder") from None
 
 
-def prepare(settings: RunSettings, out: Path, hardware: Mapping[str, Any] | None = None) -> tuple[Plan, Store]:
+def prepare(
+    settings: RunSettings, out: Path, hardware: Mapping[str, Any] | None = None, weights_needed: bool = True
+) -> tuple[Plan, Store]:
     """The checked plan: wrong settings and damaged artifacts raise UsageError here, before any work.
 
-    `hardware` says where latency will be timed, if that is not this machine.
+    `hardware` says where latency will be timed, if that is not this machine; `weights_needed`: see `plan`.
     """
-    steps = plan(settings, hardware or environment.hardware())
+    steps = plan(settings, hardware or environment.hardware(), weights_needed)
     store = Store(out / "store")
     store.check(steps.steps)
     return steps, store
@@ -127,11 +129,11 @@ def plan_record(steps: Plan, settings: RunSettings) -> dict:
     }
 
 
-def print_plan(steps: Plan, status: dict[str, Status]) -> None:
-    """One line a step: state, kind, name, key."""
+def print_plan(steps: Plan, status: dict[str, Status], costs: Mapping[str, str]) -> None:
+    """One line a step: state, kind, name, key, and what it is told to cost."""
     for key, step in steps.steps.items():
         state = {"waiting": "to run"}.get(status[key].state, status[key].state)
-        print(f"{state:8} {step.kind:8} {step.name:20} {key}")
+        print(f"{state:8} {step.kind:8} {step.name:20} {key:50} {costs[key]}".rstrip())
     counts = Counter(s.state for s in status.values())
     print(f"{len(steps.steps)} steps: {counts[CACHED]} cached, {len(steps.steps) - counts[CACHED]} to run")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from flgbench.errors import UsageError
 from flgbench.registry import did_you_mean
@@ -17,9 +17,18 @@ class Settings(BaseModel):
     """Base of all settings: immutable, and an unknown key is an error.
 
     A field whose description starts with INFERRED is a default that no source states; reports list it as such.
+    `later` names fields that came after artifacts had been made: while they have their defaults a dump leaves them out, so
+    that those artifacts keep their keys.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    later: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields = type(self).model_fields
+        unset = {name for name in self.later if getattr(self, name) == fields[name].get_default(call_default_factory=True)}
+        return {name: value for name, value in dump(self).items() if name not in unset}
 
     @classmethod
     def inferred(cls) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,7 +22,8 @@ class Batch:
 
     In a training over several processes this is one process's share of the clips. What is drawn for clips is drawn for all
     of them and then shared out, so the generators stay in step and the draws are those of a single process; what is drawn
-    once a batch may be drawn from `generator` itself.
+    once a batch may be drawn from `generator` itself. Draws are made on the CPU, so they do not depend on the device, and
+    come where the latents are.
     """
 
     latents: torch.Tensor
@@ -31,8 +32,11 @@ class Batch:
     share: int = 0
     shares: int = 1
 
+    def to(self, device: torch.device) -> Batch:
+        return replace(self, latents=self.latents.to(device), condition=self.condition.to(device))
+
     def _mine(self, everyones: torch.Tensor) -> torch.Tensor:
-        return everyones.chunk(self.shares)[self.share]
+        return everyones.chunk(self.shares)[self.share].to(self.latents.device)
 
     def noise(self) -> torch.Tensor:
         """Standard normal noise of the latents' shape."""
@@ -80,6 +84,30 @@ class Roles:
         return json.loads((self.artifacts[role] / file).read_text())
 
 
+@dataclass(frozen=True)
+class Footprint:
+    """What a trained stage needs, told from its settings alone: a plan says it before anything runs.
+
+    forwards, backwards: of one clip in one iteration on average, in network passes as the budget counts them (a backward of
+    trained weights is 2); frozen, trained, student: denoisers it holds, trains and leaves, in whole teachers; graphs: the
+    same of those whose activations wait for a backward at the same time; adapter_rank: of a LoRA trained besides (0:
+    none); ema: whether an average of the student is kept.
+    """
+
+    forwards: float
+    backwards: float
+    frozen: float
+    trained: float
+    student: float
+    graphs: float
+    adapter_rank: int = 0
+    ema: bool = False
+
+    @property
+    def passes(self) -> float:
+        return self.forwards + self.backwards
+
+
 class Stage(ABC):
     """Base of all stages. `Settings` holds what changes its result; its artifact is `student()` or what `compute` wrote."""
 
@@ -92,6 +120,11 @@ class Stage(ABC):
 
 class ComputedStage(Stage):
     """A training-free stage."""
+
+    @classmethod
+    def passes(cls, settings: Any, blocks: int) -> float | None:
+        """Network passes that `compute` takes for a teacher of `blocks` blocks; None is not known."""
+        return None
 
     @abstractmethod
     def compute(self, out: Path) -> None:
@@ -118,6 +151,15 @@ class TrainedStage(Stage):
     @abstractmethod
     def optimizers(self, iteration: int) -> list[torch.optim.Optimizer]:
         """The optimisers that step in this iteration: alternating critics need nothing more."""
+
+    def frozen(self) -> dict[str, nn.Module]:
+        """The denoisers that are used but not trained, by name: they are placed, and at size sharded, like the others."""
+        return {"teacher": self.roles.teacher.transformer}
+
+    @classmethod
+    def footprint(cls, settings: Any, kept: float) -> Footprint | None:
+        """What a training with `settings` needs where the share `kept` of the blocks remains; None is not known."""
+        return None
 
     def all_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """Every optimiser by name, for checkpoints."""

@@ -23,6 +23,7 @@ from flgbench.options import (
     Out,
     Pairs,
     ProfileName,
+    RecipeName,
     Scale,
     Seed,
     Seeds,
@@ -42,6 +43,7 @@ def ablate(
     assignments: Annotated[
         list[str] | None, typer.Option("--set", help="METHOD.SETTING=VALUE, or =A,B,C to sweep it; may be repeated.")
     ] = None,
+    recipe: RecipeName = None,
     budget: Budget = None,
     conditions: Conditions = None,
     pairs: Pairs = None,
@@ -66,7 +68,7 @@ def ablate(
         chosen = [chosen[0].with_values(sweeps.values_of(values))]
     options = {"budget": budget, "conditions": conditions, "pairs": pairs, "seed": seed}
     variants = tuple(variant for ablation in chosen for variant in ablation.variants())
-    settings = run_settings(chosen[0].method, BESIDE, model, scale, plain, variants=variants, **options)
+    settings = run_settings(chosen[0].method, BESIDE, model, scale, plain, recipe, variants=variants, **options)
     launch(settings, out, executor, profile, max_jobs, slots=slots, dry_run=dry_run, as_json=as_json)
 
 

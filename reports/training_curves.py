@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter
 from reports.data import RunData
 from reports.style import METHOD_COLOURS, PAGE, legible, save, short, style
 
-CLOCKS = ("iteration", "passes", "seconds", "fraction")
+CLOCKS = ("iteration", "passes", "seconds", "fraction", "passes_per_second", "clips_per_second", "peak_memory_gb", "mfu")
 
 
 def build(run: RunData, out: Path) -> list[Path]:

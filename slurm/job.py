@@ -101,10 +101,10 @@ def join_tasks() -> None:
     """Make one process group of the tasks of this job, if it has several: a GPU each, or by gloo without GPUs."""
     if int(os.environ.get("SLURM_NTASKS", "1")) == 1:
         return
-    import torch
+    from flgbench import distributed
 
     submitit.helpers.TorchDistributedEnvironment().export(overwrite=True)
-    torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    distributed.join()
 
 
 def job_id() -> str:

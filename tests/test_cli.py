@@ -105,15 +105,16 @@ def test_plan_prints_every_step(flgbench: Flgbench, tmp_path: Path) -> None:
     arguments = ["--methods", "fastlightgen", "--set", "fastlightgen.match.beta2=0", "--out", str(tmp_path)]
     code, printed, err = flgbench("plan", *arguments)
     assert code == 0 and err == ""
-    lines = printed.splitlines()
+    assumed, *lines, counts, total = printed.splitlines()
     for step in ("importance", "recover", "match", "interleaved"):
         assert any(line.startswith("to run") and f" {step} " in line for line in lines)
-    assert lines[-1] == f"{len(lines) - 1} steps: 0 cached, {len(lines) - 1} to run"
+    assert counts == f"{len(lines)} steps: 0 cached, {len(lines)} to run"
+    assert assumed.startswith("costs: ") and total.startswith("still to run: ")
     code, again, _ = flgbench("run", "--dry-run", *arguments)
     assert code == 0 and again == printed
     code, as_json, _ = flgbench("plan", "--json", *arguments)
     record = json.loads(as_json)
-    assert set(record["status"].values()) == {"waiting"} and len(record["steps"]) == len(lines) - 1
+    assert set(record["status"].values()) == {"waiting"} and len(record["steps"]) == len(lines)
     assert record["settings"]["method_settings"] == {"fastlightgen": {"match": {"beta2": 0}}}
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+from flgbench import costs
 from flgbench.contracts import Family, FamilyPreset
+from flgbench.costs import Network
 from flgbench.errors import UsageError
 from flgbench.models.base import Placement, VideoModel
 from flgbench.models.wan_checkpoint import Checkpoint, ClipSettings, locate
@@ -51,6 +54,14 @@ class WanXFamily(Family):
             self._refuse_checkpoint()
             return WEIGHTS / f"{self.name}-{scale}"
         return locate(scale, CHECKPOINTS[scale].repository, self.checkpoint, self.revision)
+
+    def network(self, scale: str) -> Network:
+        if scale != TINY:
+            return costs.wan_checkpoint(self._facts(scale))
+        folder = self.folder(scale)
+        own = json.loads((folder / "flgbench.json").read_text())
+        config = json.loads((folder / "transformer" / "config.json").read_text())
+        return costs.wan(config, own["clip_shape"], (4, 8), own["text_length"])
 
     def fingerprint(self, scale: str) -> str:
         if scale == TINY:

@@ -30,6 +30,11 @@ def load_teacher(step: Step) -> VideoModel:
     return _teacher(**{k: step.settings[k] for k in ("model", "scale", "checkpoint", "revision") if k in step.settings})
 
 
+def forget_teacher() -> None:
+    """The next step loads it again: for one that leaves it changed."""
+    _teacher.cache_clear()
+
+
 @lru_cache(maxsize=2)
 def load_clips(folder: Path) -> TrainingData:
     tensors = load_file(folder / "clips.safetensors")

@@ -6,24 +6,30 @@ import json
 from pathlib import Path
 from typing import Any
 
-from flgbench import distributed
+import torch
+
+from flgbench import costs, distributed
+from flgbench.checkpoint import check_saved
 from flgbench.models.base import VideoModel
 from flgbench.plan import Step
-from flgbench.registry import resolve
+from flgbench.registry import family_of, resolve
 from flgbench.stage import ComputedStage, Roles, TrainedStage
-from flgbench.steps.loading import load_clips, load_teacher
+from flgbench.steps.loading import forget_teacher, load_clips, load_teacher
 from flgbench.store import Store
 from flgbench.training import LoopSettings, train
 
 
 def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
-    cls = resolve(step.settings["stage"])
+    cls, first = resolve(step.settings["stage"]), distributed.rank() == 0
     teacher = load_teacher(step)
     data = load_clips(store.path(step.inputs["data"]))
     teacher.tally.passes = 0.0
+    settings = LoopSettings.model_validate(step.settings["loop"]) if "loop" in step.settings else None
+    if settings and settings.sized:
+        # What is trained are copies of it: whole they fit no GPU, and in the memory of a node only once.
+        teacher.transformer = teacher.transformer.to("cpu" if first else "meta")
     roles = Roles(teacher, data, {role: store.path(key) for role, key in step.inputs.items()})
     stage = cls(cls.Settings.model_validate(step.settings["settings"]), roles)
-    first = distributed.rank() == 0
     if isinstance(stage, ComputedStage):
         if not first:
             return {}
@@ -38,12 +44,21 @@ def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
             file.write(json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in line.items()}) + "\n")
         store.event(step.key, "progress", fraction=line["fraction"], loss=round(line["loss"], 5))
 
-    settings = LoopSettings.model_validate(step.settings["loop"])
-    facts = train(stage, data, settings, teacher.tally, folder / "work", log)
+    assert settings is not None
+    network = family_of(step.settings).network(step.settings["scale"])
+    device = costs.device_named(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+    flops, peak = network.flops if network else None, device.peak if device else None
+    try:
+        facts = train(stage, data, settings, teacher.tally, folder / "work", log, flops, peak)
+    finally:
+        if settings.sized:
+            forget_teacher()  # its denoiser is in shards now
     if not first:
         return {}
     student = stage.student()
     student.save(folder / "transformer")
+    if settings.sized:
+        check_saved(folder / "transformer", student.transformer)
     _drop_repeated_lines(folder / "curve.jsonl")
     return facts | _size(student)
 

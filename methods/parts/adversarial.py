@@ -35,7 +35,7 @@ class FeatureDiscriminator(nn.Module):
             model.velocity(x, t, condition)
         finally:
             hook.remove()
-        return self.head(tokens.pop()).mean(dim=(1, 2))
+        return self.head(tokens.pop().float()).mean(dim=(1, 2))
 
 
 def generator_loss(fake_logits: torch.Tensor) -> torch.Tensor:

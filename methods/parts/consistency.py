@@ -10,7 +10,7 @@ from flgbench import flow
 from flgbench.models.base import VideoModel
 from flgbench.sampling import GuidedVelocity
 from flgbench.settings import Settings
-from flgbench.stage import Batch, Roles, TrainedStage
+from flgbench.stage import Batch, Footprint, Roles, TrainedStage
 from methods.parts.optimizer import adamw
 
 
@@ -70,6 +70,12 @@ class ConsistencyDistillation(TrainedStage):
     def modules(self) -> dict[str, nn.Module]:
         return {"student": self.model.transformer, "target": self.target.transformer}
 
+    @classmethod
+    def footprint(cls, settings: ConsistencySettings, kept: float) -> Footprint:
+        guided = 2.0 if settings.guidance_scale != 1 else 1.0
+        # The target moves by little steps, so it is kept in fp32: twice a frozen network of its size.
+        return Footprint(2 * kept + guided, 2 * kept, frozen=1 + 2 * kept, trained=kept, student=kept, graphs=kept)
+
     def optimizers(self, iteration: int) -> list[torch.optim.Optimizer]:
         return [self.optimizer]
 
@@ -78,7 +84,8 @@ class ConsistencyDistillation(TrainedStage):
 
     def train_step(self, batch: Batch, iteration: int) -> dict[str, torch.Tensor]:
         n = batch.integers(self.settings.grid)
-        t, s = self.times[n], self.times[n + 1]
+        times = self.times.to(n.device)
+        t, s = times[n], times[n + 1]
         x_t = flow.interpolate(batch.latents, batch.noise(), t)
         clean = flow.clean_estimate(x_t, t, self.model.velocity(x_t, t, batch.condition))
         with torch.no_grad():

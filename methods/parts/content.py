@@ -17,7 +17,7 @@ from torch import nn
 from flgbench import flow
 from flgbench.models.base import Condition, VideoModel
 from flgbench.settings import Settings
-from flgbench.stage import Batch, Roles, TrainedStage
+from flgbench.stage import Batch, Footprint, Roles, TrainedStage
 from methods.parts.importance import n_redundant
 from methods.parts.optimizer import adamw
 from methods.parts.video_discriminator import VideoDiscriminator, hinge_discriminator_loss, hinge_generator_loss
@@ -72,7 +72,8 @@ def content_loss(student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor
     A token belongs to one frame, so the match is frame by frame. The variance is one number a layer: states grow with
     depth, and without it the last layers would be the whole sum.
     """
-    terms = [(s - t.detach()).pow(2).mean() / t.detach().var() for s, t in zip(student, teacher, strict=True)]
+    pairs = [(s.float(), t.detach().float()) for s, t in zip(student, teacher, strict=True)]
+    terms = [(s - t).pow(2).mean() / t.var() for s, t in pairs]
     return torch.stack(terms).sum()
 
 
@@ -110,6 +111,10 @@ class ContentDistillation(TrainedStage):
     def modules(self) -> dict[str, nn.Module]:
         student: dict[str, nn.Module] = {"student": self.model.transformer}
         return student | ({"discriminator": self.discriminator} if self.discriminator else {})
+
+    @classmethod
+    def footprint(cls, settings: ContentSettings, kept: float) -> Footprint:
+        return Footprint(1 + kept, 2 * kept, frozen=1.0, trained=kept, student=kept, graphs=kept)
 
     def optimizers(self, iteration: int) -> list[torch.optim.Optimizer]:
         return list(self._optimizers.values())

@@ -7,7 +7,8 @@ MagicDistillation puts other networks into the same loop (`weak_to_strong`).
 
 from __future__ import annotations
 
-from typing import ClassVar
+from dataclasses import replace
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -16,8 +17,9 @@ from torch import nn
 from flgbench import flow
 from flgbench.models.base import Condition, VideoModel
 from flgbench.settings import Settings
-from flgbench.stage import Batch, Roles, TrainedStage
+from flgbench.stage import Batch, Footprint, Roles, TrainedStage
 from methods.parts.adversarial import FeatureDiscriminator, discriminator_loss, generator_loss
+from methods.parts.lora import set_lora_scale, with_lora
 from methods.parts.optimizer import adamw
 
 
@@ -38,7 +40,9 @@ class CommonMatchSettings(Settings):
 
 
 class MatchSettings(CommonMatchSettings):
-    """The teacher's guidance in DMD2 and FastLightGen."""
+    """The teacher's guidance in DMD2 and FastLightGen, and what their critic is made of."""
+
+    later: ClassVar[frozenset[str]] = frozenset({"critic", "critic_rank"})
 
     beta1: float = Field(
         3.5,
@@ -48,6 +52,10 @@ class MatchSettings(CommonMatchSettings):
     beta1_spread: float = Field(0.0, ge=0, description="beta1 ~ U(beta1 - spread, beta1 + spread) in each iteration")
     beta2: float = Field(0.0, ge=0, description="guidance of the dense over the pruned teacher; 0 is plain DMD2")
     beta2_spread: float = Field(0.0, ge=0, description="beta2 ~ U(beta2 - spread, beta2 + spread) in each iteration")
+    critic: Literal["dense", "lora"] = Field(
+        "dense", description="weights of its own, or a LoRA on the teacher's, which saves a copy and its optimiser states"
+    )
+    critic_rank: int = Field(128, ge=1, description="of the critic's LoRA; DMD2_wanx [P]: 128")
 
 
 def well_guided_velocity(
@@ -98,7 +106,33 @@ class DistributionMatching(TrainedStage):
 
     def make_fake(self) -> VideoModel:
         """The network that learns the score of the student's samples."""
+        if self.settings.critic == "lora":
+            return with_lora(self.real, self.settings.critic_rank)
         return self.real.copy().requires_grad_(True)
+
+    def frozen(self) -> dict[str, nn.Module]:
+        adapted = self.settings.critic == "lora" and self.discriminator is None
+        return {} if adapted else {"real": self.real.transformer}
+
+    @classmethod
+    def footprint(cls, settings: MatchSettings, kept: float) -> Footprint:
+        told = cls._footprint(settings, kept, real=2.0 + (kept if settings.beta2 > 0 and kept < 1 else 0.0))
+        if settings.critic == "dense":
+            return told
+        frozen = 2.0 if settings.gan_weight > 0 else 1.0
+        return replace(told, frozen=frozen, trained=told.trained - 1, adapter_rank=settings.critic_rank)
+
+    @classmethod
+    def _footprint(cls, settings: CommonMatchSettings, kept: float, real: float) -> Footprint:
+        """With `real` passes for the real score, and a dense critic."""
+        moving = 1 / settings.fake_updates
+        adversarial = settings.gan_weight > 0
+        before = (settings.steps - 1) / 2 if settings.backward_simulation else 0.0  # passes to a random step of the sampler
+        forwards = (before + 1) * kept + 1 + moving * (real + 1)
+        backwards = 2 + moving * 2 * kept
+        if adversarial:
+            forwards, backwards = forwards + 2 + moving, backwards + moving
+        return Footprint(forwards, backwards, frozen=1.0, trained=kept + 1, student=kept, graphs=kept + 1 + adversarial)
 
     def student(self) -> VideoModel:
         return self.generator
@@ -170,7 +204,7 @@ class DistributionMatching(TrainedStage):
         return self._clean(x, self.times[last], batch.condition)
 
     def _clean(self, x: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
-        return flow.clean_estimate(x, t, self.generator.velocity(x, t.expand(len(x)), condition))
+        return flow.clean_estimate(x, t, self.generator.velocity(x, t.to(x.device).expand(len(x)), condition))
 
     def _renoise(self, clean: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         noise = batch.noise()
@@ -183,6 +217,8 @@ class DistributionMatching(TrainedStage):
 
     def fake_velocity(self, x: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
         """The student's score: never guided."""
+        if self.settings.critic == "lora":
+            set_lora_scale(self.fake, 1.0)
         return self.fake.velocity(x, t, condition)
 
     def real_velocity(self, x: torch.Tensor, t: torch.Tensor, condition: Condition, batch: Batch) -> torch.Tensor:
@@ -190,8 +226,12 @@ class DistributionMatching(TrainedStage):
         s = self.settings
         beta1 = batch.uniform(s.beta1 - s.beta1_spread, s.beta1 + s.beta1_spread)
         beta2 = batch.uniform(s.beta2 - s.beta2_spread, s.beta2 + s.beta2_spread)
-        dense = self.real.velocity(x, t, condition)
-        unconditional = self.real.velocity(x, t, condition.unconditional())
+        real = self.real
+        if s.critic == "lora":  # without its adapter the critic is the teacher
+            real = self.fake
+            set_lora_scale(real, 0.0)
+        dense = real.velocity(x, t, condition)
+        unconditional = real.velocity(x, t, condition.unconditional())
         weak = s.beta2 > 0 and bool(self.redundant)
-        pruned = self.real.velocity(x, t, condition, self.redundant) if weak else None
+        pruned = real.velocity(x, t, condition, self.redundant) if weak else None
         return well_guided_velocity(dense, unconditional, pruned, beta1, beta2)

@@ -50,7 +50,7 @@ def deletion_damage(model: VideoModel, data: TrainingData, clips: int, times: in
             x_t = flow.interpolate(x0[part], noise[part], t)
             for b in range(n + 1):
                 skip = (b,) if b < n else ()
-                v = model.velocity(x_t, t.expand(len(x_t)), condition.select(part), skip)
+                v = model.velocity(x_t, t.expand(len(x_t)), condition.select(part), skip).to(x0.device)
                 errors[b, j] += (v - target[part]).pow(2).mean() * len(x_t) / len(x0)
     x0_errors, elbo_errors = errors * grid**2, errors * flow.elbo_weight(grid)
     return {
@@ -64,6 +64,10 @@ class Importance(ComputedStage):
     """Writes `importance.json`: damage of every block and the redundant set, least damaging first."""
 
     Settings = ImportanceSettings
+
+    @classmethod
+    def passes(cls, settings: ImportanceSettings, blocks: int) -> float:
+        return float(settings.clips * settings.times * blocks)  # the dense pass, and one without each block
 
     def compute(self, out: Path) -> None:
         model, settings = self.roles.teacher, self.settings

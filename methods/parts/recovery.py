@@ -15,7 +15,7 @@ from flgbench import flow
 from flgbench.errors import StageFailure
 from flgbench.models.base import VideoModel
 from flgbench.settings import Settings
-from flgbench.stage import Batch, Roles, TrainedStage
+from flgbench.stage import Batch, Footprint, Roles, TrainedStage
 from methods.parts.optimizer import adamw
 
 
@@ -63,6 +63,11 @@ class Recovery(TrainedStage):
 
     def modules(self) -> dict[str, nn.Module]:
         return {"student": self.model.transformer}
+
+    @classmethod
+    def footprint(cls, settings: RecoverySettings, kept: float) -> Footprint:
+        ran = 1 - settings.skip_probability * (1 - kept)
+        return Footprint(1 + ran + 1 / cls.DRIFT_EVERY, 2 * ran, frozen=1.0, trained=1.0, student=1.0, graphs=1.0)
 
     def optimizers(self, iteration: int) -> list[torch.optim.Optimizer]:
         return [self.optimizer]

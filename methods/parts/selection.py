@@ -40,6 +40,10 @@ class RandomSettings(MiddleSettings):
 class Selection(ComputedStage):
     """Writes the set of redundant blocks in the form of `methods.parts.importance`, but without a measured damage."""
 
+    @classmethod
+    def passes(cls, settings: Settings, blocks: int) -> float:
+        return 0.0
+
     @abstractmethod
     def select(self, n_blocks: int, count: int) -> list[int]:
         """Positions of the `count` redundant blocks."""
@@ -76,6 +80,10 @@ class Deletion(ComputedStage):
     """Deletes the redundant blocks (role 'importance') of the recovered model (role 'recovered'), else of the teacher."""
 
     Settings = DeletionSettings
+
+    @classmethod
+    def passes(cls, settings: DeletionSettings, blocks: int) -> float:
+        return 0.0
 
     def compute(self, out: Path) -> None:
         dense = self.roles.model("recovered") if "recovered" in self.roles.artifacts else self.roles.teacher

@@ -55,7 +55,7 @@ def temporal_mass(
     query (B, Q, heads, D), key (B, N, heads, D), frames (Q,) and (N,) the latent frame each belongs to.
     """
     scores = torch.einsum("bqhd,bkhd->bhqk", query, key) / math.sqrt(query.shape[-1])
-    elsewhere = query_frames[:, None] != key_frames[None, :]
+    elsewhere = (query_frames[:, None] != key_frames[None, :]).to(scores.device)
     return (scores.softmax(dim=-1) * elsewhere).sum(dim=-1).mean()
 
 
@@ -71,7 +71,7 @@ def layer_masses(model: VideoModel, data: TrainingData, clips: int, times: int, 
         tokens = query.shape[1]
         frames = torch.arange(tokens) // (tokens // model.token_frames)
         chosen = torch.randperm(tokens, generator=torch.Generator().manual_seed(0))[:queries]
-        masses[position] += share * temporal_mass(query[:, chosen], key, frames[chosen], frames)
+        masses[position] += share * temporal_mass(query[:, chosen], key, frames[chosen], frames).to(masses.device)
 
     with model.listening_to_self_attention(listen):
         for t in (torch.arange(times) + 0.5) / times:
@@ -102,6 +102,10 @@ class TemporalPruning(ComputedStage):
     """Writes the student and `temporal_mass.json`: T_l of every layer, the changed layers, the sizes before and after."""
 
     Settings = TemporalPruningSettings
+
+    @classmethod
+    def passes(cls, settings: TemporalPruningSettings, blocks: int) -> float:
+        return float(settings.clips * settings.times)
 
     def compute(self, out: Path) -> None:
         model, s = self.roles.teacher, self.settings

@@ -6,7 +6,8 @@ so the two distributions overlap where plain distribution matching compares what
 
 from __future__ import annotations
 
-from typing import Any, Self
+from dataclasses import replace
+from typing import Self
 
 import torch
 from pydantic import Field, model_validator
@@ -14,10 +15,9 @@ from torch import nn
 
 from flgbench.models.base import Condition, VideoModel
 from flgbench.sampling import GuidedVelocity
-from flgbench.stage import Batch
+from flgbench.stage import Batch, Footprint
 from methods.parts.distribution_matching import CommonMatchSettings, DistributionMatching, matching_gradient
-
-ADAPTER = "default"
+from methods.parts.lora import lora_share, set_lora_scale, with_lora
 
 
 class WeakToStrongSettings(CommonMatchSettings):
@@ -45,45 +45,6 @@ class WeakToStrongSettings(CommonMatchSettings):
         return self
 
 
-def with_lora(model: VideoModel, rank: int) -> VideoModel:
-    """A frozen copy of the model with a trainable LoRA on every linear layer of its blocks; BA = 0 at first."""
-    # Here and not above: importing it takes seconds, and planning a run reads this module.
-    from peft import LoraConfig, inject_adapter_in_model
-
-    copy = model.copy().requires_grad_(False)
-    inside = {id(layer) for layer in copy.blocks.modules()}
-    linear = [n for n, m in copy.transformer.named_modules() if isinstance(m, nn.Linear) and id(m) in inside]
-    with torch.random.fork_rng(devices=[]):  # the same A whatever this process drew before
-        torch.manual_seed(0)
-        # alpha = rank: the adapter's own scale is 1, so that `set_lora_scale` is the factor of BA.
-        config = LoraConfig(r=rank, lora_alpha=rank, target_modules=linear)
-        copy.transformer = inject_adapter_in_model(config, copy.transformer, ADAPTER)
-    return copy
-
-
-def lora_layers(model: VideoModel) -> list[Any]:
-    """The adapted layers of a model from `with_lora`."""
-    from peft.tuners.lora import LoraLayer
-
-    return [layer for layer in model.blocks.modules() if isinstance(layer, LoraLayer)]
-
-
-def set_lora_scale(model: VideoModel, scale: float) -> None:
-    """W + scale BA from now on. A graph that was built before keeps the scale of its own forward pass."""
-    for layer in lora_layers(model):
-        layer.set_scale(ADAPTER, scale)
-
-
-@torch.no_grad()
-def lora_share(model: VideoModel, scale: float) -> torch.Tensor:
-    """|scale BA| / |W|, Frobenius norms over all adapted layers together: how far the weights are from the teacher's."""
-    set_lora_scale(model, scale)
-    layers = lora_layers(model)
-    change = torch.stack([layer.get_delta_weight(ADAPTER).pow(2).sum() for layer in layers]).sum()
-    weight = torch.stack([layer.get_base_layer().weight.pow(2).sum() for layer in layers]).sum()
-    return (change / weight).sqrt()
-
-
 class WeakToStrong(DistributionMatching):
     """Distribution matching with the fake score W + strong BA and the real score W + weak BA; weak = 0 is DMD2 with a LoRA.
 
@@ -96,6 +57,23 @@ class WeakToStrong(DistributionMatching):
 
     def make_fake(self) -> VideoModel:
         return with_lora(self.real, self.settings.rank)
+
+    def frozen(self) -> dict[str, nn.Module]:
+        return {"real": self.real.transformer} if self.discriminator else {}
+
+    @classmethod
+    def footprint(cls, settings: WeakToStrongSettings, kept: float) -> Footprint:
+        real = 2.0 if settings.guidance_scale != 1 else 1.0
+        told = cls._footprint(settings, kept, real)
+        # The fake's frozen weights make both scores; another copy serves the discriminator only.
+        frozen = 2.0 if settings.gan_weight > 0 else 1.0
+        return replace(told, frozen=frozen, trained=told.trained - 1, adapter_rank=settings.rank)
+
+    def train_step(self, batch: Batch, iteration: int) -> dict[str, torch.Tensor]:
+        losses = super().train_step(batch, iteration)
+        # The one backward through the LoRA is the fake score's: activations computed again have to be of that network.
+        set_lora_scale(self.fake, self.settings.strong)
+        return losses
 
     def fake_velocity(self, x: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
         set_lora_scale(self.fake, self.settings.strong)
