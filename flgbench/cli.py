@@ -18,6 +18,7 @@ from flgbench.options import (
     Budget,
     Conditions,
     Executor,
+    External,
     Kind,
     MaxJobs,
     Methods,
@@ -49,7 +50,8 @@ app = typer.Typer(
 
 @app.command(
     epilog="Examples:  flgbench run --methods all --model wanx  |  flgbench run --methods dmd2 --set dmd2.lr=1e-5  |  "
-    "flgbench run --methods fastlightgen --set fastlightgen.match.beta2=0 --out /tmp/beta"
+    "flgbench run --methods fastlightgen --set fastlightgen.match.beta2=0 --out /tmp/beta  |  "
+    "flgbench run --methods dmd2 --external students.toml"
 )
 def run(
     methods: Methods = "all",
@@ -57,6 +59,7 @@ def run(
     model: Model = "wanx",
     scale: Scale = "tiny",
     assignments: Set = None,
+    external: External = None,
     budget: Budget = None,
     conditions: Conditions = None,
     pairs: Pairs = None,
@@ -78,6 +81,7 @@ def run(
         model,
         scale,
         assignments,
+        external=external,
         budget=budget,
         conditions=conditions,
         pairs=pairs,
@@ -94,6 +98,7 @@ def plan(
     model: Model = "wanx",
     scale: Scale = "tiny",
     assignments: Set = None,
+    external: External = None,
     budget: Budget = None,
     conditions: Conditions = None,
     pairs: Pairs = None,
@@ -112,6 +117,7 @@ def plan(
         model,
         scale,
         assignments,
+        external,
         budget,
         conditions,
         pairs,

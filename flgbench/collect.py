@@ -124,7 +124,7 @@ def _cell_record(cell: Cell, plan: Plan, store: Store, status: Mapping[str, Stat
     bad = next((k for k in keys if status[k].state in (FAILED, BLOCKED)), None)
     finished = all(status[k].state in (CACHED, DONE) for k in keys)
     state = status[bad].state if bad else "done" if finished else "skipped"
-    trained = [store.facts(key) for _, key in cell.stages if store.is_done(key)]
+    trained = [store.facts(key) for _, key in cell.stages if store.is_done(key)] if cell.kind != "external" else []
     made = store.facts(cell.sample) if store.is_done(cell.sample) else {}
     teacher_key = next(k for k, s in plan.steps.items() if s.kind == "teacher")
     teacher = store.facts(teacher_key) if store.is_done(teacher_key) else {}

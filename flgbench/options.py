@@ -33,6 +33,9 @@ Baselines = Annotated[str, typer.Option("--baselines", help="Names or 'all', sep
 Model = Annotated[str, typer.Option("--model", help="Model family.")]
 Scale = Annotated[str, typer.Option("--scale", help="Size of the family; 'tiny' runs on a laptop.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="METHOD.SETTING=VALUE; may be repeated.")]
+External = Annotated[
+    list[Path] | None, typer.Option("--external", help="TOML file of students from elsewhere; may be repeated.")
+]
 Budget = Annotated[float | None, typer.Option("--budget", help="Training budget of each method in network passes.")]
 Conditions = Annotated[int | None, typer.Option("--conditions", help="Test conditions (first frame + caption).")]
 Pairs = Annotated[int | None, typer.Option("--pairs", help="Timed conditions of the latency protocol.")]
@@ -76,6 +79,10 @@ def run_settings(methods: str, baselines: str, model: str, scale: str, assignmen
     from flgbench.plan import RunSettings
 
     given = {k: v for k, v in options.items() if v is not None}
+    if files := given.pop("external", None):
+        from flgbench.external import read
+
+        given["external"] = read([Path(file) for file in files], registry("families").get(model)().folder(scale))
     return build_settings(RunSettings, values | given | {"threads": environment.cores()}, "run")
 
 

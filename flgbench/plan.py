@@ -11,6 +11,7 @@ from pydantic import Field
 
 from flgbench.contracts import Baseline, Family, FamilyPreset, Method
 from flgbench.errors import UsageError
+from flgbench.external import Found, described
 from flgbench.metrics.judges import fingerprint
 from flgbench.registry import registry, target_of
 from flgbench.sampling import SamplerSettings
@@ -29,6 +30,7 @@ class Step:
     inputs: Mapping[str, str] = field(default_factory=dict)  # role -> key of another step
     version: int = 1
     exclusive: bool = False  # wants the machine for itself (timing)
+    place: str = ""  # where what it brings in lies on this machine: its content is in the settings, so this is not hashed
 
     @cached_property
     def key(self) -> str:
@@ -42,7 +44,7 @@ class Cell:
 
     name: str
     label: str
-    kind: str  # reference, method, baseline, control, variant
+    kind: str  # reference, method, external, baseline, open, control, variant
     family: str
     changes: str
     sampler: SamplerSettings | None
@@ -93,6 +95,7 @@ class RunSettings(Settings):
     seeds: int = Field(1, ge=1, le=100, description="trainings of each method, with seeds from `seed` on")
     variants: tuple[Variant, ...] = Field((), description="points of sweeps, further cells of the same plan")
     threads: int = Field(1, ge=1, description="threads of a latency measurement")
+    external: tuple[Found, ...] = Field((), description="students from elsewhere, evaluated and timed without training")
 
 
 def plan(run: RunSettings, hardware: Mapping[str, Any]) -> Plan:
@@ -138,9 +141,9 @@ def plan(run: RunSettings, hardware: Mapping[str, Any]) -> Plan:
         cls = registry("baselines").get(name)
         baseline: Baseline = cls(preset)
         sampler = baseline.sampler()
-        producer = {"sampler": _record(sampler)} if sampler else {"baseline": target_of(cls)}
+        producer = {"sampler": sampler.record()} if sampler else {"baseline": target_of(cls)}
         sample, quality = measure(name, producer, None)
-        shown = _record(sampler) if sampler else {}
+        shown = sampler.record() if sampler else {}
         notes = [{"setting": k, "value": shown[k], "note": note} for k, note in cls.inferred.items()]
         told = (name, cls.label, cls.kind, "none", cls.changes, sampler, shown, notes)
         cells.append(Cell(*told, stages=[], student=None, timed=None, sample=sample, quality=quality))
@@ -152,6 +155,7 @@ def plan(run: RunSettings, hardware: Mapping[str, Any]) -> Plan:
         cells += [first, *(_method_cell(run, name, preset, place, roles, add, measure, repeat=r) for r in repeats)]
     roles = {"teacher": teacher, "data": training}
     cells += [_method_cell(run, v.method, preset, place, roles, add, measure, variant=v) for v in run.variants]
+    cells += [_external_cell(found, place, teacher, add, measure) for found in run.external]
 
     names = [c.name for c in cells]
     if twice := sorted({n for n in names if names.count(n) > 1}):
@@ -159,7 +163,7 @@ def plan(run: RunSettings, hardware: Mapping[str, Any]) -> Plan:
 
     timed = {c.name: c for c in cells if c.measures_latency}
     students = {f"student:{c.name}": c.timed for c in timed.values() if c.timed}
-    samplers = {c.name: _record(c.sampler) for c in timed.values() if c.sampler}
+    samplers = {c.name: c.sampler.record() for c in timed.values() if c.sampler}
     reference = next((c.name for c in cells if c.kind == "reference"), None)
     latency_settings = place | {
         "samplers": samplers,
@@ -174,14 +178,30 @@ def plan(run: RunSettings, hardware: Mapping[str, Any]) -> Plan:
     return Plan(steps, cells)
 
 
-def _record(sampler: SamplerSettings) -> dict[str, Any]:
-    """A sampler as keys and reports have it. What is not used is left out, so that a new option changes no old key."""
-    return sampler.model_dump(mode="json", exclude_none=True)
-
-
 def _inferred(prefix: str, settings: Settings) -> list[dict[str, Any]]:
     """What reports list of the defaults that no source states."""
     return [{"setting": prefix + k, "value": getattr(settings, k), "note": why} for k, why in settings.inferred().items()]
+
+
+def _external_cell(found: Found, place: dict, teacher: str, add, measure) -> Cell:
+    told, sampler = found.student, found.student.sampler_settings()
+    brought = add(Step("external", told.name, place | found.content(), {"teacher": teacher}, place=found.place))
+    sample, quality = measure(told.name, {"sampler": sampler.record()}, brought)
+    return Cell(
+        told.name,
+        f"{told.label or told.name} (external)",
+        "external",
+        "external",
+        f"weights from {told.source}",
+        sampler,
+        described(found),
+        inferred=[],
+        stages=[("bring in", brought)],
+        student=brought,
+        timed=None if found.keeps_network else brought,
+        sample=sample,
+        quality=quality,
+    )
 
 
 def _method_cell(
@@ -219,7 +239,7 @@ def _method_cell(
     seed = run.seed + repeat
     own = f"{name}-seed{seed}" if repeat else name
     # Steps of a variant bear the method's name: where its settings are the defaults, they are the same steps.
-    sample, quality = measure(own, {"sampler": _record(sampler)}, student)
+    sample, quality = measure(own, {"sampler": sampler.record()}, student)
     return Cell(
         variant.name if variant else own,
         f"{cls.label}, seed {seed}" if repeat else cls.label,
