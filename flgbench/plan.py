@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from flgbench.contracts import Baseline, Family, FamilyPreset, Method
+from flgbench.contracts import Baseline, Family, FamilyPreset, Method, OpenModel
 from flgbench.errors import UsageError
 from flgbench.external import Found, described
 from flgbench.metrics.judges import fingerprint
@@ -63,7 +63,7 @@ class Cell:
     @property
     def measures_latency(self) -> bool:
         """Variants are compared by their nominal speed-up, as in the paper's Figure 1."""
-        return self.sampler is not None and self.repeat == 0 and self.kind != "variant"
+        return (self.sampler is not None or self.kind == "open") and self.repeat == 0 and self.kind != "variant"
 
 
 @dataclass(frozen=True)
@@ -108,9 +108,10 @@ def plan(run: RunSettings, hardware: Mapping[str, Any]) -> Plan:
         raise UsageError(f"--scale {run.scale}: family '{run.model}' has {', '.join(family.scales)}")
     preset = family.preset(run.scale)
     for owner in run.method_settings:
-        if owner not in (*run.methods, *(v.method for v in run.variants)):
-            registry("methods").check(owner)
-            raise UsageError(f"--set {owner}.…: '{owner}' is not among the methods of this run")
+        if owner not in (*run.methods, *run.baselines, *(v.method for v in run.variants)):
+            kind = "baselines" if owner in registry("baselines").names() else "methods"
+            registry(kind).check(owner)
+            raise UsageError(f"--set {owner}.…: '{owner}' is not among the {kind} of this run")
 
     steps: dict[str, Step] = {}
 
@@ -137,13 +138,16 @@ def plan(run: RunSettings, hardware: Mapping[str, Any]) -> Plan:
         )
 
     cells: list[Cell] = []
+    generators: dict[str, dict[str, Any]] = {}  # open models by name: timed with pipelines of their own
     for name in run.baselines:
         cls = registry("baselines").get(name)
-        baseline: Baseline = cls(preset)
+        baseline: Baseline = cls(preset, build_settings(cls.Settings, run.method_settings.get(name, {}), name))
         sampler = baseline.sampler()
-        producer = {"sampler": sampler.record()} if sampler else {"baseline": target_of(cls)}
+        producer = {"sampler": sampler.record()} if sampler else _generator(baseline)
+        if baseline.kind == "open":
+            generators[name] = producer
         sample, quality = measure(name, producer, None)
-        shown = sampler.record() if sampler else {}
+        shown = sampler.record() if sampler else baseline.settings.model_dump(mode="json", exclude_none=True)
         notes = [{"setting": k, "value": shown[k], "note": note} for k, note in cls.inferred.items()]
         told = (name, cls.label, cls.kind, "none", cls.changes, sampler, shown, notes)
         cells.append(Cell(*told, stages=[], student=None, timed=None, sample=sample, quality=quality))
@@ -172,10 +176,20 @@ def plan(run: RunSettings, hardware: Mapping[str, Any]) -> Plan:
         "threads": run.threads,
         "hardware": dict(hardware),
     }
+    if generators:
+        latency_settings["generators"] = generators
     if reference:
         inputs = {"teacher": teacher, "data": test} | students
         add(Step("latency", "interleaved", latency_settings, inputs, exclusive=True))
     return Plan(steps, cells)
+
+
+def _generator(baseline: Baseline) -> dict[str, Any]:
+    """What decides the clips of a baseline that generates them."""
+    told: dict[str, Any] = {"baseline": target_of(type(baseline))}
+    if isinstance(baseline, OpenModel):
+        told |= {"settings": baseline.settings.model_dump(mode="json"), "weights": dict(baseline.fingerprint())}
+    return told
 
 
 def _inferred(prefix: str, settings: Settings) -> list[dict[str, Any]]:

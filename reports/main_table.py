@@ -156,6 +156,8 @@ def _ratio(r: Ratio) -> Entry:
 def _count(number: int | None, cell: Cell) -> Entry:
     if number is not None:
         return Entry(f"{number:,}".replace(",", " "), float(number))
+    if cell.kind == "open" and not cell.failed:
+        return Entry(note="another network than the teacher's")
     return Entry(note="no network" if _without_network(cell) else "not recorded")
 
 
