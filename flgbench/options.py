@@ -29,10 +29,10 @@ class Executor(StrEnum):
 
 Out = Annotated[Path, typer.Option("--out", help="Folder for artifacts and runs.")]
 Methods = Annotated[str, typer.Option("--methods", help="Names, 'all', 'controls' or 'none', separated by commas.")]
-Baselines = Annotated[str, typer.Option("--baselines", help="Names or 'all', separated by commas.")]
+Baselines = Annotated[str, typer.Option("--baselines", help="Names, 'all' or 'none', separated by commas.")]
 Model = Annotated[str, typer.Option("--model", help="Model family.")]
 Scale = Annotated[str, typer.Option("--scale", help="Size of the family; 'tiny' runs on a laptop.")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="METHOD.SETTING=VALUE; may be repeated.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="METHOD.SETTING=VALUE, or a baseline's; may be repeated.")]
 External = Annotated[
     list[Path] | None, typer.Option("--external", help="TOML file of students from elsewhere; may be repeated.")
 ]
@@ -82,7 +82,9 @@ def run_settings(methods: str, baselines: str, model: str, scale: str, assignmen
     if files := given.pop("external", None):
         from flgbench.external import read
 
-        given["external"] = read([Path(file) for file in files], registry("families").get(model)().folder(scale))
+        of_teacher = {key: given[key] for key in ("checkpoint", "revision") if key in given}
+        teacher = registry("families").get(model)(**of_teacher).folder(scale)
+        given["external"] = read([Path(file) for file in files], teacher)
     return build_settings(RunSettings, values | given | {"threads": environment.cores()}, "run")
 
 

@@ -30,7 +30,7 @@ class Step:
     inputs: Mapping[str, str] = field(default_factory=dict)  # role -> key of another step
     version: int = 1
     exclusive: bool = False  # wants the machine for itself (timing)
-    place: str = ""  # where what it brings in lies on this machine: its content is in the settings, so this is not hashed
+    location: str = ""  # where what it brings in lies on this machine: its content is in the settings, so this is not hashed
 
     @cached_property
     def key(self) -> str:
@@ -199,7 +199,7 @@ def _inferred(prefix: str, settings: Settings) -> list[dict[str, Any]]:
 
 def _external_cell(found: Found, place: dict, teacher: str, add, measure) -> Cell:
     told, sampler = found.student, found.student.sampler_settings()
-    brought = add(Step("external", told.name, place | found.content(), {"teacher": teacher}, place=found.place))
+    brought = add(Step("external", told.name, place | found.content(), {"teacher": teacher}, location=found.place))
     sample, quality = measure(told.name, {"sampler": sampler.record()}, brought)
     return Cell(
         told.name,

@@ -246,14 +246,14 @@ def test_the_step_brings_in_the_very_weights(
     weights: Path, tmp_path: Path, tiny_model: WanX, tiny_data: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Clips of a brought-in folder are those of the same weights as a method's student."""
-    monkeypatch.setattr(loading, "_teacher", lambda *_: tiny_model)
+    monkeypatch.setattr(loading, "_teacher", lambda *_, **__: tiny_model)
     entries = [{"name": n, "folder": str(weights / n), **SAMPLED} for n in ("student", "pruned")]
     student, pruned = read([write(tmp_path / "s.toml", *entries)], weights / "teacher")
     assert student.keeps_network and not pruned.keeps_network
     made = {}
     for found in (student, pruned):
         place = {"model": "wanx", "scale": "tiny"} | found.content()
-        step, folder = Step("external", "x", place, place=found.place), tmp_path / found.student.name
+        step, folder = Step("external", "x", place, location=found.place), tmp_path / found.student.name
         folder.mkdir()
         facts = step_kind.run(step, Store(tmp_path), folder)
         made[found.student.name] = tiny_model.with_transformer(folder / "transformer")
@@ -268,7 +268,7 @@ def test_the_step_brings_in_the_very_weights(
         clips = [generate(m, condition, [(0, 0), (1, 0)], sampler)[0] for m in (mine, expected)]
         torch.testing.assert_close(*clips, rtol=0, atol=0)
     with pytest.raises(UsageError, match="has changed since the run was planned"):
-        other = Step("external", "x", place | {"files": dict.fromkeys(pruned.files, "0")}, place=pruned.place)
+        other = Step("external", "x", place | {"files": dict.fromkeys(pruned.files, "0")}, location=pruned.place)
         step_kind.run(other, Store(tmp_path), tmp_path / "pruned")
 
 

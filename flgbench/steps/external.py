@@ -18,7 +18,7 @@ from flgbench.store import Store, sha256, write_json
 
 
 def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
-    place, target = Path(step.place), folder / "transformer"
+    place, target = Path(step.location), folder / "transformer"
     shutil.rmtree(target, ignore_errors=True)  # of a run that was stopped
     if step.settings["brought"] == "folder":
         _bring(place, target, step.settings["files"])

@@ -24,9 +24,9 @@ from flgbench.data.captions import captions_of
 from flgbench.models.base import VideoModel
 from flgbench.models.cache import FirstBlockCache
 from flgbench.plan import Step
-from flgbench.registry import registry
 from flgbench.sampling import SamplerSettings, build_cache, generate
 from flgbench.steps.loading import evaluation_factors, load_denoiser, load_teacher
+from flgbench.steps.sample import resolve_family_preset
 from flgbench.store import Store, write_json
 
 WARM_SECONDS = 1.0
@@ -46,9 +46,8 @@ def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
         name: partial(time_clip, models[name], sampler, cache=build_cache(models[name], sampler))
         for name, sampler in samplers.items()
     }
-    preset = registry("families").get(settings["model"])().preset(settings["scale"])
     for name, content in settings.get("generators", {}).items():
-        timers[name] = partial(open_models.time_clip, open_models.load(content, preset))
+        timers[name] = partial(open_models.time_clip, open_models.load(content, resolve_family_preset(step)))
     reference = settings["reference"]
 
     rows, warmups = [], {}
