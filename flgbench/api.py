@@ -72,8 +72,9 @@ def run(
     """Train every method, measure, write the report; what is finished is found in `out` and not done again.
 
     `settings`: method -> its settings, as `{"dmd2": {"lr": 1e-5}}`. `options`: budget, conditions, seeds and the other
-    fields of `flgbench.plan.RunSettings`. 'inline' works in this process; 'local' in `slots` worker processes, for which a
-    script needs `if __name__ == "__main__":`. Raises UsageError for wrong names and values, before any work.
+    fields of `flgbench.plan.RunSettings`; `external` is TOML files of students from elsewhere. 'inline' works in this
+    process; 'local' in `slots` worker processes, for which a script needs `if __name__ == "__main__":`. Raises UsageError
+    for wrong names and values, before any work.
     """
     from flgbench import environment, runs
     from flgbench.options import run_settings

@@ -63,7 +63,7 @@ def card(
     dtype: str = "float32",
 ) -> dict[str, Any]:
     """What the clips of one cell were made from. Controls without a network have no sampler and no attention."""
-    made = sampler.model_dump(mode="json", exclude_none=True) | {"NFE": nfe} if sampler else {}
+    made = sampler.record() | {"NFE": nfe} if sampler else {}
     return {
         "conditions": len(captions),
         "conditions_sha256": conditions_hash(images, captions),

@@ -19,6 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from flgbench import distributed
 from flgbench.errors import StageFailure
@@ -133,6 +134,7 @@ def load_sharded(
         elif kind == "optimizer":
             name, index, field = rest.split("/")
             parameter = [p for group in optimizers[name].param_groups for p in group["params"]][int(index)]
+            assert isinstance(saved, TensorStorageMetadata)  # nothing else was saved
             same = tuple(saved.size) == tuple(parameter.shape)
             dtype = saved.properties.dtype
             room = torch.zeros_like(parameter, dtype=dtype) if same else torch.zeros(saved.size, dtype=dtype)

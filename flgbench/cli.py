@@ -19,6 +19,7 @@ from flgbench.options import (
     Checkpoint,
     Conditions,
     Executor,
+    External,
     Kind,
     MaxJobs,
     Methods,
@@ -54,7 +55,8 @@ app = typer.Typer(
     epilog="Examples:  flgbench run --methods all --model wanx  |  flgbench run --methods dmd2 --set dmd2.lr=1e-5  |  "
     "flgbench run --methods fastlightgen --set fastlightgen.match.beta2=0 --out /tmp/beta  |  "
     "flgbench run --methods fastlightgen --scale 14b --checkpoint /data/Wan2.1-I2V-14B-480P-Diffusers  |  "
-    "flgbench run --methods dmd2 --scale 14b --recipe dmd2-self-forcing-plus --set training.batch=32"
+    "flgbench run --methods dmd2 --scale 14b --recipe dmd2-self-forcing-plus --set training.batch=32  |  "
+    "flgbench run --methods dmd2 --external students.toml"
 )
 def run(
     methods: Methods = "all",
@@ -65,6 +67,7 @@ def run(
     revision: Revision = None,
     assignments: Set = None,
     recipe: RecipeName = None,
+    external: External = None,
     budget: Budget = None,
     conditions: Conditions = None,
     pairs: Pairs = None,
@@ -89,6 +92,7 @@ def run(
         recipe,
         checkpoint=checkpoint,
         revision=revision,
+        external=external,
         budget=budget,
         conditions=conditions,
         pairs=pairs,
@@ -111,6 +115,7 @@ def plan(
     revision: Revision = None,
     assignments: Set = None,
     recipe: RecipeName = None,
+    external: External = None,
     budget: Budget = None,
     conditions: Conditions = None,
     pairs: Pairs = None,
@@ -132,6 +137,7 @@ def plan(
         revision,
         assignments,
         recipe,
+        external,
         budget,
         conditions,
         pairs,

@@ -101,7 +101,8 @@ def _missing(
         if cell.repeat:
             reason = f"not timed: the first training of {cell.method} is"
         else:
-            reason = "no network to time" if cell.sampler is None else "not timed: the run has no reference to compare with"
+            untimed = cell.sampler is None and cell.kind != "open"
+            reason = "no network to time" if untimed else "not timed: the run has no reference to compare with"
     else:
         reason = f"{status[key].state}: {status[key].reason}".rstrip(": ")
     return pd.DataFrame(
@@ -124,11 +125,12 @@ def _cell_record(cell: Cell, plan: Plan, store: Store, status: Mapping[str, Stat
     bad = next((k for k in keys if status[k].state in (FAILED, BLOCKED)), None)
     finished = all(status[k].state in (CACHED, DONE) for k in keys)
     state = status[bad].state if bad else "done" if finished else "skipped"
-    trained = [store.facts(key) for _, key in cell.stages if store.is_done(key)]
+    trained = [store.facts(key) for _, key in cell.stages if store.is_done(key)] if cell.kind != "external" else []
     made = store.facts(cell.sample) if store.is_done(cell.sample) else {}
     teacher_key = next(k for k, s in plan.steps.items() if s.kind == "teacher")
     teacher = store.facts(teacher_key) if store.is_done(teacher_key) else {}
     network = cell.sampler is not None and made and teacher
+    own = made.get("open", {})  # what an open model told of its own network
     told = trained or (network and not cell.stages)  # a sampler of the teacher trains nothing: 0 is its true cost
     return {
         "cell": cell.name,
@@ -140,19 +142,19 @@ def _cell_record(cell: Cell, plan: Plan, store: Store, status: Mapping[str, Stat
         "kind": cell.kind,
         "family": cell.family,
         "changes": cell.changes,
-        "nfe": made["nfe"] if network else None,
-        "num_inference_steps": cell.sampler.num_inference_steps if cell.sampler else None,
+        "nfe": made["nfe"] if network else own.get("nfe"),
+        "num_inference_steps": cell.sampler.num_inference_steps if cell.sampler else own.get("num_inference_steps"),
         "guidance_scale": cell.sampler.guidance_scale if cell.sampler else None,
         "sampler": cell.sampler.kind if cell.sampler else None,
         "kept_parameters": made["parameters"] / teacher["parameters"] if network else None,
         "kept_blocks": made["blocks"] / teacher["blocks"] if network else None,
-        "parameters": made["parameters"] if network else None,
+        "parameters": made["parameters"] if network else own.get("parameters"),
         "flops": made["flops"] if network else None,
         "training_passes": round(sum(f["passes"] for f in trained)) if told else None,
         "training_seconds": sum(f["seconds"] for f in trained) if told else None,
         "status": state,
         "reason": status[bad].reason if bad else "" if finished else "not finished when this was written",
-        "settings": dict(cell.settings),
+        "settings": dict(cell.settings) | own,
         "inferred": cell.inferred,
         "card": made.get("card", {}),
         "stages": [{"name": name, "key": key} for name, key in cell.stages],

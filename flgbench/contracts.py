@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -13,10 +13,10 @@ import torch
 from flgbench.costs import Network
 from flgbench.models.base import Placement, VideoModel
 from flgbench.sampling import SamplerSettings
-from flgbench.settings import Settings
+from flgbench.settings import NoSettings, Settings
 from flgbench.stage import Stage
 
-Kind = Literal["reference", "baseline", "control"]
+Kind = Literal["reference", "baseline", "open", "control"]
 MethodKind = Literal["method", "control"]
 MethodFamily = Literal["step", "size", "joint", "training-free"]
 
@@ -128,6 +128,7 @@ class Method(ABC):
 class EvaluationBatch:
     """Clips to make: their conditions, first frames (B, H, W, 3) uint8, true videos, and (condition, sample) ids.
 
+    `captions` are the words that the condition was encoded from, for models that have encoders of their own.
     Samples after a condition's first have true videos with another draw of what is hidden, as generated ones do.
     """
 
@@ -135,6 +136,7 @@ class EvaluationBatch:
     first_frames: torch.Tensor
     truth: torch.Tensor
     identities: list[tuple[int, int]]
+    captions: Sequence[str] = ()
 
 
 class Baseline(ABC):
@@ -147,9 +149,11 @@ class Baseline(ABC):
     kind: ClassVar[Kind] = "baseline"
     changes: ClassVar[str]
     inferred: ClassVar[Mapping[str, str]] = {}
+    Settings: ClassVar[type[Settings]] = NoSettings
 
-    def __init__(self, preset: FamilyPreset) -> None:
+    def __init__(self, preset: FamilyPreset, settings: Any = None) -> None:
         self.preset = preset
+        self.settings: Any = self.Settings() if settings is None else settings
 
     def sampler(self) -> SamplerSettings | None:
         """How the teacher is sampled, or None for a control that `generate`s its clips without the denoiser."""
@@ -158,3 +162,41 @@ class Baseline(ABC):
     def generate(self, model: VideoModel, batch: EvaluationBatch) -> torch.Tensor:
         """(B, T, H, W, 3) uint8 clips of a control."""
         raise TypeError(f"{type(self).__name__} has a sampler: the engine samples the teacher with it")
+
+
+@dataclass(frozen=True)
+class OpenClip:
+    """One clip (T, H, W, 3) uint8 of an open model, the seconds of its stages (text_s, denoise_s, decode_s, end_to_end_s)
+    and what was found out: nfe, parameters, fps, native_size, …"""
+
+    video: torch.Tensor
+    seconds: Mapping[str, float]
+    facts: Mapping[str, Any]
+
+
+class OpenModel(Baseline):
+    """Another image-to-video model, with a pipeline, weights and a clip size of its own."""
+
+    kind: ClassVar[Kind] = "open"
+    facts: Mapping[str, Any]  # of the last clip
+
+    @abstractmethod
+    def fingerprint(self) -> Mapping[str, str]:
+        """What identifies its weights: part of every key. Raises UsageError when they are not on this machine."""
+
+    @abstractmethod
+    def make(self, first_frame: torch.Tensor, caption: str, seed: int) -> OpenClip:
+        """A clip of the comparison's size, frames and rate from first_frame (H, W, 3) uint8."""
+
+    def generate(self, model: VideoModel | None, batch: EvaluationBatch) -> torch.Tensor:
+        clips = []
+        for frame, caption, who in zip(batch.first_frames, batch.captions, batch.identities, strict=True):
+            made = self.make(frame, caption, self.seed_of(*who))
+            self.facts = made.facts
+            clips.append(made.video)
+        return torch.stack(clips)
+
+    @staticmethod
+    def seed_of(condition: int, sample: int) -> int:
+        """The seed of one clip, the same for every open model and batch."""
+        return condition * 1009 + sample

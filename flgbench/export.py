@@ -22,6 +22,9 @@ def check_exportable(record: StudentRecord, folder: Path) -> None:
         )
     if not (record.run / "cells.json").exists():
         raise UsageError(f"run {record.run.name} has no results yet, which the model card tells: let `flgbench run` finish")
+    kinds = {cell["cell"]: cell["kind"] for cell in json.loads((record.run / "cells.json").read_text())}
+    if kinds.get(record.cell) == "external":
+        raise UsageError(f"'{record.cell}' was made elsewhere: it is to be had there, under its own licence")
     if folder.exists():
         raise UsageError(f"{folder} exists: name a new folder")
 

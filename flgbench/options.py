@@ -31,16 +31,21 @@ class Executor(StrEnum):
 
 Out = Annotated[Path, typer.Option("--out", help="Folder for artifacts and runs.")]
 Methods = Annotated[str, typer.Option("--methods", help="Names, 'all', 'controls' or 'none', separated by commas.")]
-Baselines = Annotated[str, typer.Option("--baselines", help="Names or 'all', separated by commas.")]
+Baselines = Annotated[str, typer.Option("--baselines", help="Names, 'all' or 'none', separated by commas.")]
 Model = Annotated[str, typer.Option("--model", help="Model family.")]
 Scale = Annotated[str, typer.Option("--scale", help="Size of the family: 'tiny' runs on a laptop; 5b, 14b, 14b-720p.")]
 Checkpoint = Annotated[
     str | None, typer.Option("--checkpoint", help="Folder in diffusers layout, or a hub id in the local cache.")
 ]
 Revision = Annotated[str | None, typer.Option("--revision", help="Commit, branch or tag of a hub id.")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="METHOD.SETTING=VALUE or training.SETTING=VALUE; repeatable.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="NAME.SETTING=VALUE of a method, a baseline or training; repeatable.")
+]
 RecipeName = Annotated[
     str | None, typer.Option("--recipe", help="Published settings, see `flgbench list recipes`; --set goes over them.")
+]
+External = Annotated[
+    list[Path] | None, typer.Option("--external", help="TOML file of students from elsewhere; may be repeated.")
 ]
 Budget = Annotated[float | None, typer.Option("--budget", help="Training budget of each method in network passes.")]
 Conditions = Annotated[int | None, typer.Option("--conditions", help="Test conditions (first frame + caption).")]
@@ -112,6 +117,12 @@ def run_settings(
     given = {k: v for k, v in options.items() if v is not None}
     if "checkpoint" in given and Path(given["checkpoint"]).is_dir():  # steps run in other folders
         given["checkpoint"] = str(Path(given["checkpoint"]).resolve())
+    if files := given.pop("external", None):
+        from flgbench.external import read
+
+        of_teacher = {key: given[key] for key in ("checkpoint", "revision") if key in given}
+        teacher = registry("families").get(model)(**of_teacher).folder(scale)
+        given["external"] = read([Path(file) for file in files], teacher)
     return build_settings(RunSettings, values | given | {"threads": environment.cores()}, "run")
 
 

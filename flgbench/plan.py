@@ -9,8 +9,9 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from flgbench.contracts import Baseline, Family, FamilyPreset, Method, StageSpec
+from flgbench.contracts import Baseline, Family, FamilyPreset, Method, OpenModel, StageSpec
 from flgbench.errors import UsageError
+from flgbench.external import Found, described
 from flgbench.metrics.judges import fingerprint
 from flgbench.registry import registry, target_of
 from flgbench.sampling import SamplerSettings
@@ -32,6 +33,7 @@ class Step:
     inputs: Mapping[str, str] = field(default_factory=dict)  # role -> key of another step
     version: int = 1
     exclusive: bool = False  # wants the machine for itself (timing)
+    location: str = ""  # where what it brings in lies on this machine: its content is in the settings, so this is not hashed
 
     @cached_property
     def key(self) -> str:
@@ -45,7 +47,7 @@ class Cell:
 
     name: str
     label: str
-    kind: str  # reference, method, baseline, control, variant
+    kind: str  # reference, method, external, baseline, open, control, variant
     family: str
     changes: str
     sampler: SamplerSettings | None
@@ -64,7 +66,7 @@ class Cell:
     @property
     def measures_latency(self) -> bool:
         """Variants are compared by their nominal speed-up, as in the paper's Figure 1."""
-        return self.sampler is not None and self.repeat == 0 and self.kind != "variant"
+        return (self.sampler is not None or self.kind == "open") and self.repeat == 0 and self.kind != "variant"
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ class RunSettings(Settings):
     seeds: int = Field(1, ge=1, le=100, description="trainings of each method, with seeds from `seed` on")
     variants: tuple[Variant, ...] = Field((), description="points of sweeps, further cells of the same plan")
     threads: int = Field(1, ge=1, description="threads of a latency measurement")
+    external: tuple[Found, ...] = Field((), description="students from elsewhere, evaluated and timed without training")
 
     def place(self) -> dict[str, str]:
         """The teacher that every step of the run starts from, as steps name it: a scale's own has no checkpoint."""
@@ -122,9 +125,10 @@ def plan(run: RunSettings, hardware: Mapping[str, Any], weights_needed: bool = T
         raise UsageError(f"--scale {run.scale}: family '{run.model}' has {', '.join(family.scales)}")
     preset = family.preset(run.scale)
     for owner in run.method_settings:
-        if owner not in (*run.methods, *(v.method for v in run.variants)):
-            registry("methods").check(owner)
-            raise UsageError(f"--set {owner}.…: '{owner}' is not among the methods of this run")
+        if owner not in (*run.methods, *run.baselines, *(v.method for v in run.variants)):
+            kind = "baselines" if owner in registry("baselines").names() else "methods"
+            registry(kind).check(owner)
+            raise UsageError(f"--set {owner}.…: '{owner}' is not among the {kind} of this run")
 
     steps: dict[str, Step] = {}
 
@@ -151,13 +155,16 @@ def plan(run: RunSettings, hardware: Mapping[str, Any], weights_needed: bool = T
         )
 
     cells: list[Cell] = []
+    generators: dict[str, dict[str, Any]] = {}  # open models by name: timed with pipelines of their own
     for name in run.baselines:
         cls = registry("baselines").get(name)
-        baseline: Baseline = cls(preset)
+        baseline: Baseline = cls(preset, build_settings(cls.Settings, run.method_settings.get(name, {}), name))
         sampler = baseline.sampler()
-        producer = {"sampler": _record(sampler)} if sampler else {"baseline": target_of(cls)}
+        producer = {"sampler": sampler.record()} if sampler else _generator(baseline)
+        if baseline.kind == "open":
+            generators[name] = producer
         sample, quality = measure(name, producer, None)
-        shown = _record(sampler) if sampler else {}
+        shown = sampler.record() if sampler else baseline.settings.model_dump(mode="json", exclude_none=True)
         notes = [{"setting": k, "value": shown[k], "note": note} for k, note in cls.inferred.items()]
         told = (name, cls.label, cls.kind, "none", cls.changes, sampler, shown, notes)
         cells.append(Cell(*told, stages=[], student=None, timed=None, sample=sample, quality=quality))
@@ -169,6 +176,7 @@ def plan(run: RunSettings, hardware: Mapping[str, Any], weights_needed: bool = T
         cells += [first, *(_method_cell(run, name, preset, place, roles, add, measure, repeat=r) for r in repeats)]
     roles = {"teacher": teacher, "data": training}
     cells += [_method_cell(run, v.method, preset, place, roles, add, measure, variant=v) for v in run.variants]
+    cells += [_external_cell(found, place, teacher, add, measure) for found in run.external]
 
     names = [c.name for c in cells]
     if twice := sorted({n for n in names if names.count(n) > 1}):
@@ -176,7 +184,7 @@ def plan(run: RunSettings, hardware: Mapping[str, Any], weights_needed: bool = T
 
     timed = {c.name: c for c in cells if c.measures_latency}
     students = {f"student:{c.name}": c.timed for c in timed.values() if c.timed}
-    samplers = {c.name: _record(c.sampler) for c in timed.values() if c.sampler}
+    samplers = {c.name: c.sampler.record() for c in timed.values() if c.sampler}
     reference = next((c.name for c in cells if c.kind == "reference"), None)
     latency_settings = place | {
         "samplers": samplers,
@@ -185,6 +193,8 @@ def plan(run: RunSettings, hardware: Mapping[str, Any], weights_needed: bool = T
         "threads": run.threads,
         "hardware": dict(hardware),
     }
+    if generators:
+        latency_settings["generators"] = generators
     if reference:
         inputs = {"teacher": teacher, "data": test} | students
         add(Step("latency", "interleaved", latency_settings, inputs, exclusive=True))
@@ -200,9 +210,12 @@ def _weights(family: Family, run: RunSettings, needed: bool) -> str:
         return ABSENT
 
 
-def _record(sampler: SamplerSettings) -> dict[str, Any]:
-    """A sampler as keys and reports have it. What is not used is left out, so that a new option changes no old key."""
-    return sampler.model_dump(mode="json", exclude_none=True)
+def _generator(baseline: Baseline) -> dict[str, Any]:
+    """What decides the clips of a baseline that generates them."""
+    told: dict[str, Any] = {"baseline": target_of(type(baseline))}
+    if isinstance(baseline, OpenModel):
+        told |= {"settings": baseline.settings.model_dump(mode="json"), "weights": dict(baseline.fingerprint())}
+    return told
 
 
 def _inferred(prefix: str, settings: Settings) -> list[dict[str, Any]]:
@@ -223,6 +236,27 @@ def _loop(run: RunSettings, spec: StageSpec, seed: int) -> LoopSettings:
         values.setdefault("sized", {})
     own = {"budget": spec.budget, "seed": seed, "iterations": iterations}
     return build_settings(LoopSettings, values | own, "training")
+
+
+def _external_cell(found: Found, place: dict, teacher: str, add, measure) -> Cell:
+    told, sampler = found.student, found.student.sampler_settings()
+    brought = add(Step("external", told.name, place | found.content(), {"teacher": teacher}, location=found.place))
+    sample, quality = measure(told.name, {"sampler": sampler.record()}, brought)
+    return Cell(
+        told.name,
+        f"{told.label or told.name} (external)",
+        "external",
+        "external",
+        f"weights from {told.source}",
+        sampler,
+        described(found),
+        inferred=[],
+        stages=[("bring in", brought)],
+        student=brought,
+        timed=None if found.keeps_network else brought,
+        sample=sample,
+        quality=quality,
+    )
 
 
 def _method_cell(
@@ -260,7 +294,7 @@ def _method_cell(
     seed = run.seed + repeat
     own = f"{name}-seed{seed}" if repeat else name
     # Steps of a variant bear the method's name: where its settings are the defaults, they are the same steps.
-    sample, quality = measure(own, {"sampler": _record(sampler)}, student)
+    sample, quality = measure(own, {"sampler": sampler.record()}, student)
     return Cell(
         variant.name if variant else own,
         f"{cls.label}, seed {seed}" if repeat else cls.label,

@@ -27,6 +27,7 @@ SINGULAR = {
 KINDS = tuple(SINGULAR)
 
 CONTROL = "control_"
+ON_REQUEST = "on_request"  # flgbench.<kind>.on_request: entries that 'all' leaves out, because they need what not all have
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -36,13 +37,15 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 class Registry:
-    """Everything of one kind: the entry points of group `flgbench.<kind>` plus what `register` adds."""
+    """Everything of one kind: entry points of the groups `flgbench.<kind>` and `….on_request`, plus what `register` adds."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._targets: dict[str, str] = {}
         self._owners: dict[str, str] = {}
-        for entry in entry_points(group=f"flgbench.{kind}"):
+        asked = entry_points(group=f"flgbench.{kind}.{ON_REQUEST}")
+        self.on_request = {entry.name for entry in asked}
+        for entry in (*entry_points(group=f"flgbench.{kind}"), *asked):
             owner = entry.dist.name if entry.dist else "unknown"
             # An editable and a plain install of one distribution may both list an entry; that is no conflict.
             if self._targets.get(entry.name) != entry.value or self._owners[entry.name] != owner:
@@ -61,9 +64,11 @@ class Registry:
         return sorted(self._targets)
 
     def groups(self) -> dict[str, list[str]]:
-        """What `all`, `controls` and `none` stand for: controls are named `control_...` and run only when asked for."""
+        """What `all`, `controls` and `none` stand for: controls are named `control_...` and run only when asked for, as do
+        those that are registered as on request."""
         controls = [name for name in self.names() if name.startswith(CONTROL)]
-        return {"all": [name for name in self.names() if name not in controls], "controls": controls, "none": []}
+        left_out = {*controls, *self.on_request}
+        return {"all": [name for name in self.names() if name not in left_out], "controls": controls, "none": []}
 
     def check(self, name: str) -> str:
         if name not in self._targets:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from flgbench import flow
 from flgbench.models.base import Condition, VideoModel
@@ -61,6 +61,19 @@ class SamplerSettings(Settings):
     cache_threshold: float | None = Field(
         None, ge=0, description="relative change of the first block's residual below which a pass is cached; none: no cache"
     )
+    times: tuple[float, ...] | None = Field(
+        None, description="descending times in (0, 1] of the steps, in place of even ones shifted by `shift`; they end at 0"
+    )
+
+    @model_validator(mode="after")
+    def _times_descend(self) -> Self:
+        if self.times is None:
+            return self
+        if len(self.times) != self.num_inference_steps:
+            raise ValueError(f"{len(self.times)} times for {self.num_inference_steps} steps")
+        if any(a <= b for a, b in zip((float("inf"), *self.times), (*self.times, 0.0), strict=True)) or self.times[0] > 1:
+            raise ValueError(f"times must descend within (0, 1], their end at 0 is understood, got {list(self.times)}")
+        return self
 
     @property
     def nfe(self) -> int:
@@ -68,8 +81,14 @@ class SamplerSettings(Settings):
         return self.num_inference_steps * (2 if self.guidance_scale != 1 else 1)
 
     def schedule(self) -> torch.Tensor:
-        """(steps + 1,) times from 1 to 0."""
+        """(steps + 1,) times from 1, or the first of `times`, to 0."""
+        if self.times is not None:
+            return torch.tensor([*self.times, 0.0])
         return flow.euler_times(self.num_inference_steps, self.shift)
+
+    def record(self) -> dict[str, Any]:
+        """What keys and reports have of it. What is not used is left out, so that a new option changes no old key."""
+        return self.model_dump(mode="json", exclude_none=True, exclude={"shift"} if self.times is not None else None)
 
 
 def solve(velocity: Velocity, noise: Noise, settings: SamplerSettings) -> torch.Tensor:

@@ -40,6 +40,10 @@ class Settings(BaseModel):
         }
 
 
+class NoSettings(Settings):
+    """Of what has nothing to set."""
+
+
 SettingsT = TypeVar("SettingsT", bound=Settings)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -95,7 +95,7 @@ def paper(
     from flgbench.registry import registry
 
     chosen = _named(registry("ablations").names(), model, scale)
-    options = {"budget": budget, "conditions": conditions, "pairs": pairs, "seed": seed, "seeds": seeds}
+    options: dict[str, Any] = {"budget": budget, "conditions": conditions, "pairs": pairs, "seed": seed, "seeds": seeds}
     variants = tuple(variant for ablation in chosen for variant in ablation.variants())
     settings = run_settings(methods, baselines, model, scale, assignments, variants=variants, **options)
     launch(settings, out, executor, profile, max_jobs, slots=slots, dry_run=dry_run, as_json=as_json)

@@ -44,7 +44,13 @@ def tune(
 
     runs.check_writable(out)
     wanted = registry("searches").get(chosen)(registry("families").get(model)().preset(scale))
-    options = {"budget": budget, "conditions": conditions, "seed": seed, "split": "validation", "repeated_conditions": 0}
+    options: dict[str, Any] = {
+        "budget": budget,
+        "conditions": conditions,
+        "seed": seed,
+        "split": "validation",
+        "repeated_conditions": 0,
+    }
     settings = run_settings("none", "", model, scale, None, **options)
     runs.prepare(settings.model_copy(update={"variants": (wanted.variant(wanted.paper or {}, settings.budget),)}), out)
     evaluate = _evaluation(settings, out, slots)

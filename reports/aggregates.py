@@ -208,7 +208,7 @@ def nominal(run: RunData, cell: Cell) -> Ratio:
     if reference is None or not reference.nfe or not reference.kept_blocks:
         return Ratio(reason="the run has no reference with NFE and kept blocks")
     if not cell.nfe or not cell.kept_blocks:
-        return Ratio(reason="no network passes")
+        return Ratio(reason="another network than the reference's" if cell.nfe else "no network passes")
     return Ratio(reference.nfe * reference.kept_blocks / (cell.nfe * cell.kept_blocks))
 
 
@@ -284,10 +284,10 @@ def _undecided(why: str) -> Verdict:
 
 
 def ordered_cells(run: RunData) -> list[Cell]:
-    """Real, VAE round trip, reference, methods, baselines, other controls, frozen image last."""
+    """Real, VAE round trip, reference, methods, external students, baselines, open models, other controls, frozen image."""
     first = {"real": 0, "vae_round_trip": 1}
     last = {"frozen_image": 9}
-    kinds = {"reference": 3, "method": 4, "baseline": 5, "control": 8}
+    kinds = {"reference": 3, "method": 4, "external": 5, "baseline": 6, "open": 7, "control": 8}
 
     def place(item: tuple[int, Cell]) -> tuple[int, int]:
         index, cell = item

@@ -35,8 +35,8 @@ def opponents(run: RunData) -> list[Cell]:
 
 
 def table(run: RunData) -> Table:
-    """Every method and baseline against every opponent."""
-    rows = [c for c in ordered_cells(run) if c.kind in ("method", "baseline")]
+    """Every method, external student, baseline and open model against every opponent."""
+    rows = [c for c in ordered_cells(run) if c.kind in ("method", "external", "baseline", "open")]
     found: dict[str, dict[str, Entry]] = {c.cell: {} for c in rows}
     columns: list[Column] = []
     for other in opponents(run):

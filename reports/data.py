@@ -54,7 +54,7 @@ class Cell(_Record):
     method: str
     repeat: int = 0  # which of several trainings of the method
     label: str
-    kind: Literal["reference", "method", "baseline", "control", "variant"]
+    kind: Literal["reference", "method", "external", "baseline", "open", "control", "variant"]
     family: str = "none"
     changes: str = ""
     nfe: int | None = None

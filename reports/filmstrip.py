@@ -24,10 +24,13 @@ GAP, LEFT, HEAD, PITCH = 0.4, 2.75, 0.92, 1.06  # in thumbnails: between groups,
 
 
 def chosen(run: RunData, gallery: Gallery) -> list[Cell]:
-    """Truth, reference, methods, then baselines while they fill the last band; failed cells have no clips."""
+    """Truth, reference, methods, external students, open models, then baselines while they fill the last band.
+
+    Failed cells have no clips.
+    """
     have = [c for c in run.cells if c.cell in gallery.videos]
     order = [c for c in have if c.cell == "real"]
-    for kind in ("reference", "method"):
+    for kind in ("reference", "method", "external", "open"):
         order += [c for c in have if c.kind == kind]
     room = -len(order) % PER_BAND or (PER_BAND if len(order) <= PER_BAND else 0)
     return (order + [c for c in have if c.kind == "baseline"][:room])[:MOST]

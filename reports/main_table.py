@@ -1,8 +1,8 @@
 """Main table: every cell's quality against the truth, and its speed, with intervals (Markdown, CSV, LaTeX).
 
 Quality is split in five printed tables (accuracy, motion, image, judges, diversity), speed is the last; each fits a page's
-width, the CSV holds all columns in one. Best is bold and second underlined among reference, methods and baselines; controls
-(real clips, VAE round trip, frozen image, blocks deleted without a method) are shown to read the others and are not ranked.
+width, the CSV holds all columns in one. Best is bold and second underlined among all rows but controls (real clips, VAE
+round trip, frozen image, blocks deleted without a method), which are shown to read the others.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from reports.catalogue import ACCURACY, BY_KEY, DIVERSITY, IMAGE, JUDGED, MOTION
 from reports.data import Cell, RunData
 from reports.tables import Column, Entry, Rank, Row, Table, write
 
-RANKED = ("reference", "method", "baseline")
+RANKED = ("reference", "method", "external", "baseline", "open")
 LEGEND = (
-    "Bold: best; underlined: second, among reference, methods and baselines, on printed digits. "
+    "Bold: best; underlined: second, among all but controls, on printed digits. "
     "Brackets: 95 % intervals, clustered by condition."
 )
 
@@ -121,7 +121,9 @@ def speed(run: RunData) -> Table:
             "nominal": _ratio(ups.nominal),
             "denoise": _ratio(ups.denoise),
             "end_to_end": _ratio(ups.end_to_end),
-            "training_passes": _count(cell.training_passes, cell),
+            "training_passes": Entry(note="trained elsewhere")
+            if cell.kind in ("external", "open")
+            else _count(cell.training_passes, cell),
         }
         if _without_network(cell) and not cell.failed:
             entries = {k: replace(e, note="no network") if not e.text else e for k, e in entries.items()}
@@ -154,6 +156,8 @@ def _ratio(r: Ratio) -> Entry:
 def _count(number: int | None, cell: Cell) -> Entry:
     if number is not None:
         return Entry(f"{number:,}".replace(",", " "), float(number))
+    if cell.kind == "open" and not cell.failed:
+        return Entry(note="another network than the teacher's")
     return Entry(note="no network" if _without_network(cell) else "not recorded")
 
 

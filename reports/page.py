@@ -67,7 +67,7 @@ def content(run: RunData, out: Path, faults: dict[str, str]) -> dict[str, Any]:
     several = [t for t in (trainings.table(run),) if t.rows]
     colours = {name: each.colour for name, each in look.items()}
     colours |= {v.cell: colours.get(v.method, MUTED) for v in run.variants}
-    students = [c for c in run.cells if c.kind in ("method", "baseline") and not c.failed]
+    students = [c for c in run.cells if c.kind in ("method", "external", "baseline") and not c.failed]
     return {
         "run": run.run,
         "reference": run.reference,
@@ -78,7 +78,7 @@ def content(run: RunData, out: Path, faults: dict[str, str]) -> dict[str, Any]:
         "failed_steps": [s for s in run.steps if s.status in ("failed", "blocked")],
         "faults": faults,
         "progress": progress.line(run),
-        "cards": [card(run, c) for c in run.cells if c.kind == "method"],
+        "cards": [card(run, c) for c in run.cells if c.kind in ("method", "external")],
         "colours": colours,
         "tables": [*main_table.tables(run), comparisons.table(run), *several, *sweeps.tables(run)],
         "measures": blind_spots.table(),

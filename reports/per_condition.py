@@ -60,11 +60,11 @@ class Differences:
 
 
 def compared(run: RunData) -> list[Cell]:
-    """The first training of every method whose clips may be compared with the reference's."""
+    """External students and the first training of every method, whose clips may be compared with the reference's."""
     reference = run.reference
     if reference is None or reference.failed:
         return []
-    methods = [c for c in run.cells if c.kind == "method" and c.repeat == 0 and not c.failed]
+    methods = [c for c in run.cells if c.kind in ("method", "external") and c.repeat == 0 and not c.failed]
     alike = [c for c in methods if not differences(c, reference)]
     return [c for c in alike if len(paired(run, c.cell, reference.cell, HEADLINE))]
 

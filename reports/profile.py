@@ -114,8 +114,8 @@ def _mark(scale: Scale, found: Estimate) -> Mark:
 
 
 def shown_cells(run: RunData) -> list[Cell]:
-    """The first training of every method, then baselines of few steps."""
-    methods = [c for c in run.cells if c.kind == "method" and c.repeat == 0]
+    """The first training of every method, external students, then baselines of few steps."""
+    methods = [c for c in run.cells if c.kind in ("method", "external") and c.repeat == 0]
     few = [c for c in run.cells if c.kind == "baseline" and c.num_inference_steps and c.num_inference_steps <= FEW]
     return methods + few
 
@@ -171,7 +171,7 @@ def _panel(axes: Axes, cell: Cell, found: list[Mark], teacher: list[Mark], colou
             # An arrow at the edge stands for a value beyond it.
             beyond = "<" if mark.place < -0.04 else ">" if mark.place > 1.14 else ""
             axes.plot(_clip([mark.place]), [y], beyond or marker, color=colour, ms=3.2, mew=0.6, zorder=4)
-    axes.set_title(short(cell.label, 26), fontsize=7.5, color=colour if cell.kind == "method" else INK)
+    axes.set_title(short(cell.label, 26), fontsize=7.5, color=INK if cell.kind == "baseline" else colour)
     axes.set_xlim(-0.06, 1.16)
     axes.set_ylim(flat[-1] + 0.7, -0.7)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])

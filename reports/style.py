@@ -23,8 +23,10 @@ COLUMN, PAGE = 3.4, 7.0  # inches: one column, the whole width of a two-column p
 INK, MUTED, GRID = "#1c1c1e", "#6d6d72", "#e3e3e8"
 # Okabe and Ito (2008), without the yellow that is too light for thin lines on white; then a violet and a brown.
 METHOD_COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#6a3d9a", "#8b5a2b")
+EXTERNAL_COLOURS = ("#7f1d4f", "#00554a", "#4b3f8f", "#a34700")  # beside the methods, darker
 BASELINE_COLOURS = ("#7a7a80", "#a0a0a6", "#57575c", "#8c7f6a", "#b9a98c")
 METHOD_MARKERS = ("o", "s", "D", "^", "v", "P", "H", "d")
+EXTERNAL_MARKERS = ("*", "h", "8", "p")
 BASELINE_MARKERS = ("X", "<", ">", "p", "h")
 
 
@@ -37,19 +39,24 @@ class Look:
 
 
 def looks(run: RunData) -> dict[str, Look]:
-    """A look for every cell: reference black, methods coloured, baselines grey, controls light grey."""
+    """A look for every cell: reference black, methods coloured, external students dark, baselines grey, controls pale."""
     found: dict[str, Look] = {}
-    count = {"method": 0, "baseline": 0}
+    ranges = {
+        "method": (METHOD_COLOURS, METHOD_MARKERS),
+        "external": (EXTERNAL_COLOURS, EXTERNAL_MARKERS),
+        "baseline": (BASELINE_COLOURS, BASELINE_MARKERS),
+    }
+    count = dict.fromkeys(ranges, 0)
     for cell in run.cells:
         if cell.kind == "reference":
             found[cell.cell] = Look(INK, "*")
         elif cell.kind == "control":
             found[cell.cell] = Look("#b5b5bb", "d")
         else:
-            i = count[cell.kind]
-            count[cell.kind] += 1
-            colours = METHOD_COLOURS if cell.kind == "method" else BASELINE_COLOURS
-            markers = METHOD_MARKERS if cell.kind == "method" else BASELINE_MARKERS
+            kind = cell.kind if cell.kind in ranges else "baseline"  # open models are baselines with their own networks
+            colours, markers = ranges[kind]
+            i = count[kind]
+            count[kind] += 1
             found[cell.cell] = Look(colours[i % len(colours)], markers[i % len(markers)])
     return found
 

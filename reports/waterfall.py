@@ -133,9 +133,10 @@ def explain(run: RunData, cell: Cell) -> str:
 
 def build(run: RunData, out: Path) -> list[Path]:
     """How the measured speed-up arises: figures/waterfall.png, .pdf; [] when no cell has a nominal one."""
-    # Methods, or baselines where there is none; what computes every pass of the reference has no speed-up to take apart.
-    kind = "method" if any(c.kind == "method" for c in run.cells) else "baseline"
-    found = [(c, bars(run, c)) for c in run.cells if c.kind == kind and not c.failed]
+    # Students, or baselines where there is none; what computes every pass of the reference has no speed-up to take apart.
+    students = any(c.kind in ("method", "external") for c in run.cells)
+    kinds = ("method", "external") if students else ("baseline",)
+    found = [(c, bars(run, c)) for c in run.cells if c.kind in kinds and not c.failed]
     found = [(c, b) for c, b in found if len(b) > 1 and not math.isclose(nominal(run, c).value or 1.0, 1.0)]
     if not found:
         return []

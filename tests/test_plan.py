@@ -28,7 +28,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def make_plan(**changes: Any) -> Plan:
-    base: dict[str, Any] = {"methods": ("dmd2", "fastlightgen"), "baselines": tuple(registry("baselines").names())}
+    base: dict[str, Any] = {"methods": ("dmd2", "fastlightgen"), "baselines": tuple(registry("baselines").groups()["all"])}
     return plan(RunSettings(**(base | changes)), HARDWARE)
 
 
@@ -42,7 +42,7 @@ def test_plan_is_pure() -> None:
     for position, step in enumerate(one.steps.values()):
         assert set(step.inputs.values()) <= set(list(one.steps)[:position]), "parents come before children"
     kinds = [s.kind for s in one.steps.values()]
-    cells = len(registry("baselines").names()) + 2
+    cells = len(registry("baselines").groups()["all"]) + 2
     assert {k: kinds.count(k) for k in kinds} == {
         "teacher": 1, "data": 2, "train": 4, "sample": cells, "quality": cells, "latency": 1
     }  # fmt: skip

@@ -18,6 +18,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from flgbench import open_models
 from flgbench.data import shapes
 from flgbench.data.captions import captions_of
 from flgbench.models.base import VideoModel
@@ -25,6 +26,7 @@ from flgbench.models.cache import FirstBlockCache
 from flgbench.plan import Step
 from flgbench.sampling import SamplerSettings, build_cache, generate
 from flgbench.steps.loading import evaluation_factors, load_denoiser, load_teacher
+from flgbench.steps.sample import resolve_family_preset
 from flgbench.store import Store, write_json
 
 WARM_SECONDS = 1.0
@@ -40,18 +42,20 @@ def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
     teacher = load_teacher(step)
     models = {name: load_denoiser(step, store, f"student:{name}") for name in settings["samplers"]}
     samplers = {name: SamplerSettings.model_validate(s) for name, s in settings["samplers"].items()}
-    timers = {
+    timers: dict[str, Callable[..., dict[str, float]]] = {
         name: partial(time_clip, models[name], sampler, cache=build_cache(models[name], sampler))
         for name, sampler in samplers.items()
     }
+    for name, content in settings.get("generators", {}).items():
+        timers[name] = partial(open_models.time_clip, open_models.load(content, resolve_family_preset(step)))
     reference = settings["reference"]
 
     rows, warmups = [], {}
-    for name in samplers:
+    for name in timers:
         warmups[name] = warm_up(partial(timers[name], images[:1], captions[:1], 0))
     order = random.Random(0)
     for pair in range(settings["pairs"]):
-        names = list(samplers)
+        names = list(timers)
         order.shuffle(names)
         for name in names:
             one = slice(pair, pair + 1)
@@ -68,7 +72,7 @@ def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
     table = pd.DataFrame(rows).assign(sample=0, unit="s", higher_is_better=False, status="ok", reason="")
     unknown = {"condition": -1, "metric": "peak_memory_mb", "value": float("nan"), "sample": 0, "unit": "MB"}
     why = f"all cells share one process on a CPU: its peak was {peak:.0f} MB"
-    cells = [unknown | {"cell": name, "higher_is_better": False, "status": "missing", "reason": why} for name in samplers]
+    cells = [unknown | {"cell": name, "higher_is_better": False, "status": "missing", "reason": why} for name in timers]
     table = pd.concat([table, pd.DataFrame(cells)], ignore_index=True)
     table.to_parquet(folder / "results.parquet")
     write_json(folder / "warmups.json", warmups)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from flgbench import open_models
 from flgbench.card import attention_backend, card
 from flgbench.contracts import EvaluationBatch
 from flgbench.data import shapes
@@ -26,7 +27,8 @@ CLIPS_AT_ONCE = 4  # on a CPU more do not fit its caches, and each clip takes lo
 def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
     settings = step.settings
     split = settings.get("split", TEST)
-    model = load_denoiser(step, store, "student")
+    own = open_models.load(settings, resolve_family_preset(step)) if "weights" in settings else None
+    model: Any = None if own else load_denoiser(step, store, "student")
     data = load_clips(store.path(step.inputs["data"]))
     ids = identities(settings["conditions"], settings["repeated_conditions"])
     factors = evaluation_factors(settings["conditions"], split)
@@ -35,7 +37,7 @@ def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
     cache = build_cache(model, sampler) if sampler else None
     if sampler is None:
         preset = resolve_family_preset(step)
-        baseline = resolve(settings["baseline"])(preset)
+        baseline = own or resolve(settings["baseline"])(preset)
     videos, nfe = [], 0
     for start in range(0, len(ids), CLIPS_AT_ONCE):
         chosen = ids[start : start + CLIPS_AT_ONCE]
@@ -43,7 +45,7 @@ def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
         condition = data.condition.select(index)
         if sampler is None:
             truth = shapes.render(true_outcomes(chosen, split))
-            batch = EvaluationBatch(condition, first_frames[index], truth, chosen)
+            batch = EvaluationBatch(condition, first_frames[index], truth, chosen, [captions[c] for c, _ in chosen])
             videos.append(baseline.generate(model, batch))
         else:
             latents, nfe = generate(model, condition, chosen, sampler, cache=cache)
@@ -53,7 +55,10 @@ def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
     save_file({"video": torch.cat(videos).contiguous()}, folder / "videos.safetensors")
     write_json(folder / "identities.json", ids)
     attention = attention_backend(model, data.condition) if sampler else ""
-    told = card(first_frames, captions, len(ids), sampler, nfe, attention, str(model.dtype).removeprefix("torch."))
+    dtype = own.facts["dtype"] if own else str(model.dtype).removeprefix("torch.")
+    told = card(first_frames, captions, len(ids), sampler, nfe, attention, dtype)
+    if own:
+        return {"nfe": own.facts["nfe"], "open": dict(own.facts), "card": told}
     facts = {"nfe": nfe, "parameters": model.n_parameters, "blocks": len(model.blocks), "card": told}
     if sampler is None:
         return facts

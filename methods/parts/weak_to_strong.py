@@ -7,7 +7,7 @@ so the two distributions overlap where plain distribution matching compares what
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -62,7 +62,7 @@ class WeakToStrong(DistributionMatching):
         return {"real": self.real.transformer} if self.discriminator else {}
 
     @classmethod
-    def footprint(cls, settings: WeakToStrongSettings, kept: float) -> Footprint:
+    def footprint(cls, settings: Any, kept: float) -> Footprint:
         real = 2.0 if settings.guidance_scale != 1 else 1.0
         told = cls._footprint(settings, kept, real)
         # The fake's frozen weights make both scores; another copy serves the discriminator only.

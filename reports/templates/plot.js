@@ -17,7 +17,8 @@ document.addEventListener("DOMContentLoaded", () => {
   };
   const duration = (s) => s < 1 ? `${+(s * 1000).toPrecision(3)} ms` : `${+s.toPrecision(3)} s`;
   const path = { reference: "M0-9 2.4-3 8.6-2.8 3.8 1.2 5.4 7.4 0 4-5.4 7.4-3.8 1.2-8.6-2.8-2.4-3Z",
-    method: "M-5.5 0a5.5 5.5 0 1 0 11 0a5.5 5.5 0 1 0-11 0Z", baseline: "M-5-5H5V5H-5Z" };
+    method: "M-5.5 0a5.5 5.5 0 1 0 11 0a5.5 5.5 0 1 0-11 0Z", baseline: "M-5-5H5V5H-5Z",
+    external: "M0-7L7 0 0 7-7 0Z", open: "M0-6.5L6.5 5H-6.5Z" };
   const above = (a, b) => a[1] !== null && b[2] !== null && a[1] > b[2];
 
   function niceStep(span, count) {
