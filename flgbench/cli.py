@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from flgbench import student_verbs, sweep_verbs, tune_verb, upkeep
+from flgbench import report_verb, student_verbs, sweep_verbs, tune_verb, upkeep
 from flgbench.errors import UsageError
 from flgbench.launch import launch
 from flgbench.options import (
@@ -37,8 +37,7 @@ from flgbench.options import (
     Where,
     run_settings,
 )
-from flgbench.printing import show_summary
-from flgbench.status import as_text, find_run, step_lines, unfinished, watched
+from flgbench.status import as_text, find_run, step_lines, watched
 from flgbench.vbench.verbs import app as vbench_app
 
 app = typer.Typer(
@@ -172,28 +171,6 @@ def status(
         print("\n".join([folder.name, *map(as_text, lines)]), flush=True)
 
 
-@app.command(epilog="Example:  flgbench report")
-def report(name: RunArgument = None, out: Out = Path("flgbench-out")) -> None:
-    """Rewrite every table, figure and the page from a run's results; of a run in progress, from what is finished."""
-    from flgbench.runs import build_report, gather
-
-    folder = find_run(out, name)
-    if (folder / "slurm").exists():
-        from slurm import cluster
-
-        cluster.gather(folder)
-    elif unfinished(folder):
-        gather(folder)
-    from reports.data import RunFolderError
-
-    try:
-        page = build_report(folder)
-    except RunFolderError as error:
-        raise UsageError(str(error)) from None
-    show_summary(folder)
-    print(f"report: {page}")
-
-
 @app.command(epilog="Example:  flgbench cancel --out flgbench-out")
 def cancel(name: RunArgument = None, out: Out = Path("flgbench-out")) -> None:
     """End the waiting and running jobs that a run has on a cluster. What is finished stays; the same `run` goes on."""
@@ -242,7 +219,7 @@ def list_(kind: Annotated[Kind, typer.Argument()] = Kind.methods, as_json: AsJso
             print("\n".join(f"  {line}" for line in lines(registry("recipes").get(name)())))
 
 
-for examples in (sweep_verbs.EXAMPLES, tune_verb.EXAMPLES, student_verbs.EXAMPLES, upkeep.EXAMPLES):
+for examples in (report_verb.EXAMPLES, sweep_verbs.EXAMPLES, tune_verb.EXAMPLES, student_verbs.EXAMPLES, upkeep.EXAMPLES):
     for verb, epilog in examples.items():
         app.command(verb.__name__.replace("_", "-"), epilog=epilog)(verb)
 

@@ -76,9 +76,10 @@ def execute(settings: RunSettings, out: Path, executor: str, slots: int, command
         print("\ninterrupted: the same command continues where this stopped", file=sys.stderr)
         raise
     nothing_new = all(s.state == CACHED for s in status.values())
-    if not (nothing_new and (folder / "report" / "index.html").exists()) or unfinished(folder):
+    collected = all((folder / name).exists() for name in ("cells.json", "steps.json")) and not unfinished(folder)
+    if not (nothing_new and collected):
         collect(steps, store, settings, status, folder, run_facts(folder.name, command, started))
-        build_report(folder)
+    build_report(folder)
     return folder, status
 
 

@@ -83,9 +83,23 @@ class Verdict:
 
 def rows(run: RunData, cell: str, metric: str) -> pd.DataFrame:
     """All rows of one cell × metric."""
-    if ("places",) not in run.memory:  # the table is searched a thousand times: its places are looked up once
-        run.memory["places",] = run.results.groupby(["cell", "metric"], observed=True, sort=False).indices
-    return run.results.iloc[run.memory["places",].get((cell, metric), [])]
+    if ("places",) not in run.memory:  # the table is searched a thousand times: texts as numbers, places looked up once
+        table = run.results.astype(dict.fromkeys(run.results.select_dtypes(["object", "string"]).columns, "category"))
+        run.memory["places",] = table, table.groupby(["cell", "metric"], observed=True, sort=False).indices
+    table, places = run.memory["places",]
+    return table.iloc[places.get((cell, metric), [])]
+
+
+def units(run: RunData, metric: str = HEADLINE) -> str:
+    """What intervals of a per-clip measure rest on: '64 conditions, 92 clips a cell'; a range where cells differ."""
+    found = run.results[(run.results["metric"] == metric) & (run.results["status"] == "ok")]
+    by_cell = found.groupby("cell", observed=True)["condition"]
+
+    def span(counts: pd.Series, what: str) -> str:
+        low, high = int(counts.min()), int(counts.max())
+        return f"{low if low == high else f'{low} to {high}'} {what}"
+
+    return f"{span(by_cell.nunique(), 'conditions')}, {span(by_cell.size(), 'clips')} a cell" if len(found) else "no clips"
 
 
 def median_interval(values: np.ndarray) -> tuple[float, float, float]:
@@ -248,8 +262,8 @@ def verdict(run: RunData, cell: Cell) -> Verdict:
     difference = paired_difference(run, cell.cell, reference.cell, HEADLINE)
     assert difference is not None
     allowed = -(1 - KEEP) * float(pairs.groupby("condition")["reference"].mean().mean())
-    value, low, high = (f"{100 * x:+.1f}" for x in (difference.value, difference.low, difference.high))
-    spoken = f"{HEADLINE} {value} points [{low}, {high}]"
+    value, low, high = (f"{100 * x:+.1f}".replace("-", "−") for x in (difference.value, difference.low, difference.high))
+    spoken = f"{HEADLINE} accuracy {value} points [{low}, {high}]"
     if poorer := less_diverse(run, cell, reference):
         return Verdict("below", f"{spoken}; {poorer}", difference)
     if difference.high < allowed:

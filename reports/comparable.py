@@ -79,6 +79,18 @@ def _apart(a: RunData, b: RunData, mine: Cell, other: Cell) -> list[str]:
     return found + [f"conditions of {label}: not recorded" for label in silent] + differences(mine, other)
 
 
+def runs_apart(a: RunData, b: RunData) -> list[str]:
+    """Fields that forbid a comparison of quality between two runs, from the cells that both have finished.
+
+    Runs that have no finished cell in common are told apart by family, scale and teacher alone.
+    """
+    common = [p for p in pairs(a, b) if p.both]
+    finished = [p for p in common if p.a and p.b and not (p.a.failed or p.b.failed)] or common
+    if not finished and a.cells and b.cells:
+        return _apart(a, b, a.cells[0], b.cells[0])
+    return list(dict.fromkeys(reason for p in finished for reason in p.apart))
+
+
 def _key(run: RunData, kind: str, cell: str = "") -> str:
     """Key of the run's (or of one cell's) step of a kind; '' when there is none."""
     return next((s.key for s in run.steps if s.kind == kind and (not cell or cell in s.cells)), "")

@@ -192,7 +192,7 @@ def _ratio(a: RunData, b: RunData, pair: Pair, metric: str, apart: list[str]) ->
     both = across(a, b, pair.cell.cell, metric)
     if both.empty:
         return Entry(note="not timed in both runs")
-    logs = _log_ratios(both)
+    logs = log_ratios(both)
     return _times(speedup(np.exp(logs.to_numpy(float)), np.ones(len(logs))))
 
 
@@ -206,10 +206,10 @@ def _over_reference(run: RunData, cell: Cell | None) -> pd.Series:
     if cell is None or reference is None or cell.cell == reference.cell:
         return pd.Series(dtype=float)
     both = paired(run, cell.cell, reference.cell, "denoise_s")
-    return _log_ratios(both)
+    return log_ratios(both)
 
 
-def _log_ratios(both: pd.DataFrame) -> pd.Series:
+def log_ratios(both: pd.DataFrame) -> pd.Series:
     """Mean log of reference over value, by condition: repeats of a condition are not independent."""
     logs = np.log(both["reference"].to_numpy(float) / both["value"].to_numpy(float))
     return pd.Series(logs, index=both["condition"].to_numpy(int)).groupby(level=0).mean()

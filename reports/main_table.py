@@ -10,16 +10,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from reports.aggregates import Estimate, Ratio, estimate, ninth_decile, ordered_cells, speedups, verdict
+from reports.aggregates import Estimate, Ratio, estimate, ninth_decile, ordered_cells, speedups, units, verdict
 from reports.catalogue import ACCURACY, BY_KEY, DIVERSITY, IMAGE, JUDGED, MOTION, Shown, times
 from reports.data import Cell, RunData
 from reports.tables import Column, Entry, Rank, Row, Table, write
 
 RANKED = ("reference", "method", "external", "baseline", "open")
-LEGEND = (
-    "Bold: best; underlined: second, among all but controls, on printed digits. "
-    "Brackets: 95 % intervals, clustered by condition."
-)
+RANKS = "Bold: best; underlined: second, among all but controls, on printed digits."
 
 
 def build(run: RunData, out: Path) -> list[Path]:
@@ -41,14 +38,14 @@ def accuracy(run: RunData) -> Table:
     ]
     rows = []
     for cell in ordered_cells(run):
-        entries = {s.key: _entry(s, estimate(run, cell.cell, s.key)) for s in ACCURACY}
+        entries = {s.key: estimated(s, estimate(run, cell.cell, s.key)) for s in ACCURACY}
         answer = verdict(run, cell)
         spoken = "" if answer.answer in ("control", "failed") else answer.answer
         told = answer.answer in ("failed", "undecided") or "less diverse" in answer.why
         note = answer.why if told else ""
-        entries |= {"nfe": _count(cell.nfe, cell), "verdict": Entry(text=spoken, note=note)}
+        entries |= {"nfe": counted(cell.nfe, cell), "verdict": Entry(text=spoken, note=note)}
         rows.append(Row(cell.cell, cell.label, cell.kind, entries))
-    legend = LEGEND + (
+    legend = _legend(run) + (
         " Verdict: 'wins' only when the paired interval of the joint accuracy lies at or above 99 % of the reference "
         "and the denoise speed-up's above 1; 'below' when it lies under 99 %, or seeds of one condition differ less."
     )
@@ -81,10 +78,10 @@ def diversity(run: RunData) -> Table:
 
 def _measures(run: RunData, name: str, title: str, caption: str, shown: tuple[Shown, ...]) -> Table:
     rows = [
-        Row(c.cell, c.label, c.kind, {s.key: _entry(s, estimate(run, c.cell, s.key)) for s in shown})
+        Row(c.cell, c.label, c.kind, {s.key: estimated(s, estimate(run, c.cell, s.key)) for s in shown})
         for c in ordered_cells(run)
     ]
-    return _ranked(name, title, caption, [_column(s) for s in shown], rows, list(shown), LEGEND)
+    return _ranked(name, title, caption, [_column(s) for s in shown], rows, list(shown), _legend(run))
 
 
 def speed(run: RunData) -> Table:
@@ -112,24 +109,28 @@ def speed(run: RunData) -> Table:
     rows = []
     for cell in ordered_cells(run):
         ups = speedups(run, cell)
-        entries = {s.key: _entry(s, estimate(run, cell.cell, s.key)) for s in (*latency, BY_KEY["peak_memory_mb"])}
+        entries = {s.key: estimated(s, estimate(run, cell.cell, s.key)) for s in (*latency, BY_KEY["peak_memory_mb"])}
         entries |= {
-            "nfe": _count(cell.nfe, cell),
+            "nfe": counted(cell.nfe, cell),
             "kept": _kept(cell),
             "flops": _gigaflops(cell),
-            "p90": _entry(latency[-1], ninth_decile(run, cell.cell, "end_to_end_s")),
-            "nominal": _ratio(ups.nominal),
-            "denoise": _ratio(ups.denoise),
-            "end_to_end": _ratio(ups.end_to_end),
+            "p90": estimated(latency[-1], ninth_decile(run, cell.cell, "end_to_end_s")),
+            "nominal": ratio(ups.nominal),
+            "denoise": ratio(ups.denoise),
+            "end_to_end": ratio(ups.end_to_end),
             "training_passes": Entry(note="trained elsewhere")
             if cell.kind in ("external", "open")
-            else _count(cell.training_passes, cell),
+            else counted(cell.training_passes, cell),
         }
         if _without_network(cell) and not cell.failed:
             entries = {k: replace(e, note="no network") if not e.text else e for k, e in entries.items()}
         rows.append(Row(cell.cell, cell.label, cell.kind, entries))
     high = [Shown(key, "", "", 1, 2, "high", "") for key in ("nominal", "denoise", "end_to_end")]
-    legend = LEGEND.replace("clustered by condition", "order statistics for medians, paired by condition for speed-ups")
+    timed = reference and estimate(run, reference.cell, "denoise_s").n
+    legend = (
+        f"{RANKS} Brackets: 95 % intervals, order statistics for medians, paired by condition for speed-ups; "
+        f"{timed or 'no'} timed clips of the reference."
+    )
     caption = (
         "Speed. Latencies are medians for one clip; speed-ups are over the reference. A student that has the teacher's "
         "network is timed with the teacher's weights: they do not decide how long a pass takes."
@@ -137,23 +138,27 @@ def speed(run: RunData) -> Table:
     return _ranked("speed", "Speed", caption, columns, rows, [*latency, *high], legend)
 
 
+def _legend(run: RunData) -> str:
+    return f"{RANKS} Brackets: 95 % intervals, clustered by condition; {units(run)}."
+
+
 def _column(s: Shown) -> Column:
     return Column(s.key, s.title, s.unit, s.arrow, s.meaning)
 
 
-def _entry(s: Shown, e: Estimate) -> Entry:
+def estimated(s: Shown, e: Estimate) -> Entry:
     low, high = (s.text(x) if e.has_interval else "" for x in (e.low, e.high))
     return Entry(s.text(e.value), e.value, e.low, e.high, low, high, e.n or None, e.reason)
 
 
-def _ratio(r: Ratio) -> Entry:
+def ratio(r: Ratio) -> Entry:
     if r.value is None:
         return Entry(note=r.reason)
     low, high = (times(x)[:-1] if x is not None else "" for x in (r.low, r.high))
     return Entry(times(r.value), r.value, r.low, r.high, low, high, r.n or None, r.reason)
 
 
-def _count(number: int | None, cell: Cell) -> Entry:
+def counted(number: int | None, cell: Cell) -> Entry:
     if number is not None:
         return Entry(f"{number:,}".replace(",", " "), float(number))
     if cell.kind == "open" and not cell.failed:
@@ -167,13 +172,13 @@ def _without_network(cell: Cell) -> bool:
 
 
 def _gigaflops(cell: Cell) -> Entry:
-    return Entry(f"{cell.flops / 1e9:.1f}", cell.flops / 1e9) if cell.flops else _count(None, cell)
+    return Entry(f"{cell.flops / 1e9:.1f}", cell.flops / 1e9) if cell.flops else counted(None, cell)
 
 
 def _kept(cell: Cell) -> Entry:
     parts = [f"{100 * x:.0f} %" if x is not None else "—" for x in (cell.kept_parameters, cell.kept_blocks)]
     if cell.kept_parameters is None and cell.kept_blocks is None:
-        return _count(None, cell)
+        return counted(None, cell)
     return Entry(" / ".join(parts), cell.kept_blocks)
 
 

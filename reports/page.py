@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from reports import (
     gallery,
     main_table,
     paper_numbers,
+    paper_tables,
     progress,
     sweep_figures,
     sweeps,
@@ -50,23 +51,24 @@ def build(run: RunData, out: Path) -> list[Path]:
 def render(run: RunData, out: Path, faults: dict[str, str]) -> list[Path]:
     """As `build`; `faults` names reports that could not be made, and why."""
     out.mkdir(parents=True, exist_ok=True)
-    tidy: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "undefined": StrictUndefined}
-    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, **tidy)
-    environment.filters |= {"seconds": seconds, "times": times, "compact": compact}
-    # Our own style and scripts are part of the page, not text to escape; everything else is escaped.
-    assets = {name.replace(".", "_"): Markup((TEMPLATES / name).read_text(encoding="utf-8")) for name in ASSETS}
-    html = environment.get_template("page.html.j2").render(**content(run, out, faults), **assets)
+    html = template("page.html.j2", content(run, out, faults))
     path = out / "index.html"
     path.write_text(html, encoding="utf-8")
     return [path]
 
 
+def template(name: str, shown: dict[str, Any]) -> str:
+    """A template of this package filled in. What is shown is text, and escaped; our own style and scripts are not."""
+    tidy: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "undefined": StrictUndefined}
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, **tidy)
+    environment.filters |= {"seconds": seconds, "times": times, "compact": compact}
+    assets = {name.replace(".", "_"): Markup((TEMPLATES / name).read_text(encoding="utf-8")) for name in ASSETS}
+    return environment.get_template(name).render(**shown, **assets)
+
+
 def content(run: RunData, out: Path, faults: dict[str, str]) -> dict[str, Any]:
     """Everything that the template shows."""
-    look = looks(run)
     several = [t for t in (trainings.table(run),) if t.rows]
-    colours = {name: each.colour for name, each in look.items()}
-    colours |= {v.cell: colours.get(v.method, MUTED) for v in run.variants}
     students = [c for c in run.cells if c.kind in ("method", "external", "baseline") and not c.failed]
     return {
         "run": run.run,
@@ -79,18 +81,24 @@ def content(run: RunData, out: Path, faults: dict[str, str]) -> dict[str, Any]:
         "faults": faults,
         "progress": progress.line(run),
         "cards": [card(run, c) for c in run.cells if c.kind in ("method", "external")],
-        "colours": colours,
+        "colours": colours(run),
         "tables": [*main_table.tables(run), comparisons.table(run), *several, *sweeps.tables(run)],
         "measures": blind_spots.table(),
         "stages": stage_rows(run),
         "explained": [(c, waterfall.explain(run, c)) for c in students],
         "figures": figures(run, out),
         "claims": claims.claims(run),
-        "paper": paper_tables(run),
+        "paper": paper_tables.tables(paper_numbers.beside(run)),
         "inferred": [(c, i) for c in run.cells for i in c.inferred],
         "plot": plot(run),
-        "gallery": gallery.payload(run, colours),
+        "gallery": gallery.payload(run, colours(run)),
     }
+
+
+def colours(run: RunData) -> dict[str, str]:
+    """Cell -> colour of its dot; a point of a sweep has its method's."""
+    found = {name: each.colour for name, each in looks(run).items()}
+    return found | {v.cell: found.get(v.method, MUTED) for v in run.variants}
 
 
 def card(run: RunData, cell: Cell) -> dict[str, Any]:
@@ -119,20 +127,22 @@ def stage_rows(run: RunData) -> list[dict[str, Any]]:
 
 
 def figures(run: RunData, out: Path) -> list[dict[str, Any]]:
-    """Every figure that was drawn: title, caption, image as a data URL, width in CSS pixels, path of the PDF."""
+    """Every figure that was drawn: name, title, caption, image as a data URL, width in CSS pixels, path of the PDF."""
     found = []
     of_sweeps = {sweeps.stem(name): sweeps.title(name) for name in sweeps.names(run)}
     paths = sorted((out / "figures").glob("*.png"), key=lambda p: [*TITLES, p.stem].index(p.stem))
     for path in paths:
-        caption = getattr(sys.modules.get(f"reports.{path.stem}"), "caption", None)
+        ours = (TEMPLATES.parent / f"{path.stem}.py").is_file()
+        caption = getattr(importlib.import_module(f"reports.{path.stem}"), "caption", None) if ours else None
         said = caption(run) if caption else ""
         title = TITLES.get(path.stem, path.stem.replace("_", " "))
         if path.stem in of_sweeps:
-            title, said = of_sweeps[path.stem], sweep_figures.CAPTION
+            title, said = of_sweeps[path.stem], sweep_figures.caption(run)
         with Image.open(path) as image:
             width = round(image.width * 130 / 200)  # 200 dpi on paper, 130 on the screen
         found.append(
             {
+                "name": path.stem,
                 "title": title,
                 "width": width,
                 "caption": said,
@@ -140,14 +150,6 @@ def figures(run: RunData, out: Path) -> list[dict[str, Any]]:
                 "pdf": f"figures/{path.stem}.pdf" if path.with_suffix(".pdf").exists() else "",
             }
         )
-    return found
-
-
-def paper_tables(run: RunData) -> dict[str, list[paper_numbers.PaperNumber]]:
-    """The paper's numbers beside ours, by table of the paper."""
-    found: dict[str, list[paper_numbers.PaperNumber]] = {}
-    for number in paper_numbers.beside(run):
-        found.setdefault(number.table, []).append(number)
     return found
 
 

@@ -30,6 +30,7 @@ POINTS: dict[str, Callable[[dict[str, Any]], tuple[str, str]]] = {
     "beta2": lambda p: ("Table 5", f"beta2 = {p['beta2']:.2f} (beta1 = 3.5)"),
     "keep": lambda p: ("Table 7", "dense" if p["keep"] == 1 else f"{100 * (1 - p['keep']):.0f}% pruned"),
 }
+ABLATED = {"Table 4": "alpha", "Table 5": "beta2", "Table 7": "keep"}  # table of the paper -> our sweep
 TEACHERS = ("Euler (teacher)", "WanX-TI2V (teacher)")
 # Metric of the paper -> what we measure that comes nearest to it.
 NEAREST = {
@@ -46,12 +47,16 @@ WHY_NOT = {
     "nominal_speedup": "arithmetic on settings: nothing is measured on either side",
     "measured_speedup": "other model and hardware; what the paper timed is not stated",
 }
+HUNYUAN = "HunyuanVideo table"
 WHY_NOT_QUALITY = "tiny model on procedural clips against known truth, not VBench on real videos"
 
 
 @dataclass(frozen=True)
 class PaperNumber:
-    """One number of the paper and ours that comes nearest. Missing ones are empty texts."""
+    """One number of the paper and ours that comes nearest. Missing ones are empty texts.
+
+    `why`: why the two cannot be compared, or why there is none of ours.
+    """
 
     table: str
     row: str
@@ -81,10 +86,14 @@ def beside(run: RunData) -> list[PaperNumber]:
     """Every number of the paper with ours beside it where the run has the method."""
     found = []
     for row in load():
-        ours, named = _ours(run, row)
         value = row["value"] + {"times": "×", "share": ""}.get(row["unit"], f" {row['unit']}") if row["value"] else ""
-        comparable, why = ("no", WHY_NOT.get(row["metric"], WHY_NOT_QUALITY)) if ours else ("", "")
+        ours, named = _ours(run, row)
+        if ours:
+            comparable, why = "no", WHY_NOT.get(row["metric"], WHY_NOT_QUALITY)
+        else:
+            comparable, why = "", named
         rest = {key: row[key] for key in COLUMNS if key not in ("value", "unit")}
+        named = named if ours else ""
         found.append(PaperNumber(**rest, value=value, ours=ours, our_metric=named, comparable=comparable, why=why))
     return found
 
@@ -94,27 +103,35 @@ def place_of(variant: Cell) -> tuple[str, str] | None:
     return POINTS[variant.sweep](variant.point) if variant.sweep in POINTS else None
 
 
-def _our_cell(run: RunData, table: str, name: str) -> Cell | None:
+def _our_cell(run: RunData, table: str, name: str) -> Cell | str:
+    """The cell that stands for a row of the paper, or why there is none."""
+    if table == HUNYUAN and "hunyuan" not in (family := str(run.run.settings.get("model", ""))):
+        return f"this run is of the family {family or 'not recorded'}, not of HunyuanVideo"
     if name in TEACHERS:
-        return run.reference
-    swept = [v for v in run.variants if place_of(v) == (table, name) and not v.failed]
-    if swept:
-        return swept[0]
-    cells = [c for c in run.cells if c.method == METHODS.get(name) and not c.failed]
-    return cells[0] if cells else None
+        return run.reference or "the run has no reference"
+    swept = [v for v in run.variants if place_of(v) == (table, name)]
+    cells = swept or [c for c in run.cells if c.method == METHODS.get(name) and c.repeat == 0]
+    if not cells and table in ABLATED:
+        return f"not in this run: flgbench ablate {ABLATED[table]}"
+    if not cells:
+        return f"{name} is not in this run" if name in METHODS else "no cell of this benchmark has these settings"
+    good = [c for c in cells if not c.failed]
+    return good[0] if good else f"{cells[0].status}: {cells[0].reason or 'no reason recorded'}"
 
 
 def _ours(run: RunData, row: dict[str, str]) -> tuple[str, str]:
-    """Our nearest number as text, and what it is; empty when there is none."""
+    """Our nearest number as text, and what it is; or an empty text, and why there is none."""
     cell, key = _our_cell(run, row["table"], row["row"]), NEAREST.get(row["metric"])
-    if cell is None or key is None:
-        return "", ""
+    if key is None:
+        return "", f"nothing measured here comes near {row['metric'].replace('_', ' ')}"
+    if isinstance(cell, str):
+        return "", cell
     if key in ("nominal", "denoise"):
         ratio = getattr(speedups(run, cell), key)
-        return ("", "") if ratio.value is None else (ratio.text(), f"{key} speed-up")
+        return ("", ratio.reason) if ratio.value is None else (ratio.text(), f"{key} speed-up")
     e = estimate(run, cell.cell, key)
     if e.value is None:
-        return "", ""
+        return "", e.reason
     shown = BY_KEY[key]
     if shown.unit == "s":
         return seconds(e.value), "end to end, median"
@@ -136,7 +153,7 @@ def build(run: RunData, out: Path) -> list[Path]:
     lines = ["| " + " | ".join(head) + " |", "|" + " :-- |" * len(head)]
     for r in rows:
         ours = f"{r.ours} ({r.our_metric})" if r.ours else "—"
-        comparable = f"{r.comparable}: {r.why}" if r.comparable else "—"
+        comparable = f"{r.comparable}: {r.why}" if r.comparable else r.why
         source = f"{r.confidence or '—'}: {r.source}"
         cells = (r.table, r.row, r.metric, r.value or "— not found", ours, comparable, source)
         lines.append("| " + " | ".join(md(c) for c in cells) + " |")

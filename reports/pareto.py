@@ -9,7 +9,7 @@ from typing import Literal
 import matplotlib.pyplot as plt
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from reports.aggregates import Estimate, estimate
+from reports.aggregates import Estimate, estimate, units
 from reports.catalogue import BY_KEY, HEADLINE, seconds
 from reports.data import RunData
 from reports.style import COLUMN, INK, MUTED, PAGE, label_points, legible, looks, pale, save, short, style
@@ -124,7 +124,8 @@ def caption(run: RunData) -> str:
     named = [p.label for p in points(run) if p.place == "front"]
     front = f"On the front: {', '.join(named)}." if named else "No cell is on the front beyond doubt."
     return (
-        "Headline quality against the median time of the denoising loop; whiskers are 95 % intervals. Filled: on the "
+        "Headline quality against the median time of the denoising loop; whiskers are 95 % intervals: "
+        f"of quality over {units(run)}, of time order statistics. Filled: on the "
         "front, better than every other cell in quality or in time by separated intervals. Hollow: the intervals do "
         f"not decide. Faded: dominated. {front}"
     )

@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from flgbench.data import shapes
-from reports.aggregates import Estimate, estimate
+from reports.aggregates import Estimate, estimate, units
 from reports.catalogue import BY_KEY, Shown
 from reports.data import Cell, RunData
 from reports.style import INK, MUTED, PAGE, legible, looks, save, short, style
@@ -221,7 +221,7 @@ def caption(run: RunData) -> str:
         "The bad end is the frozen first frame; where standing still is no fault it is 0 (shares, sharpness, variety), "
         "double the area, the RGB distance of a wrong colour, or one and the same outcome always (TV). "
         f"Ends: {said}. Where both tails are bad (motion, sharpness, Vendi) the distance from real clips counts. Bars: 95 % "
-        "intervals of the measure; TV and Vendi are measures of the whole set and have none. Measures of the main object "
-        "are over the clips in which it is found. n/a: missing; the tables say why."
+        f"intervals of the measure over {units(run)}; TV and Vendi are measures of the whole set and have none. "
+        "Measures of the main object are over the clips in which it is found. n/a: missing; the tables say why."
         + (f" Without a scale: {'; '.join(none)}." if none else "")
     )

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
-from reports.aggregates import Estimate, estimate, nominal
+from reports.aggregates import Estimate, estimate, nominal, units
 from reports.catalogue import BY_KEY, HEADLINE, Shown
 from reports.data import Cell, RunData
 from reports.style import COLUMN, INK, METHOD_COLOURS, METHOD_MARKERS, MUTED, PAGE, save, style
@@ -19,10 +19,6 @@ from reports.sweeps import base, names, paper_value, points, stem, told
 
 LINES = tuple(BY_KEY[key] for key in (HEADLINE, "motion_ratio", "sharpness_ratio", "turn_diversity"))
 HEAT = tuple(BY_KEY[key] for key in (HEADLINE, "motion_ratio"))
-CAPTION = (
-    "One student for each point, with 95 % intervals over conditions; a star marks the method as it is, dotted lines the "
-    "teacher or equal speed-up. The paper's averages are of another model, other data and another measure."
-)
 SPEEDS = (10, 25, 50, 100)  # iso-speed lines
 
 
@@ -30,6 +26,10 @@ def build(run: RunData, out: Path) -> list[Path]:
     """One figure a sweep: figures/sweep-NAME.png and .pdf; [] for a run without sweeps."""
     found = []
     for name in names(run):
+        there = [out / "figures" / f"{stem(name)}{end}" for end in (".png", ".pdf")]
+        if all(p.exists() for p in there):
+            found += there
+            continue
         variants = [v for v in points(run, name) if _known(run, v)]
         axes_names = list(variants[0].point) if variants else []
         if set(axes_names) == {"steps", "keep"}:
@@ -39,6 +39,15 @@ def build(run: RunData, out: Path) -> list[Path]:
         elif len(axes_names) == 2:
             found += _heat(run, name, variants, out)
     return found
+
+
+def caption(run: RunData) -> str:
+    """What a figure of a sweep shows, for the page."""
+    return (
+        f"One student for each point, with 95 % intervals over {units(run)}; they do not tell how much another training "
+        "would differ. A star marks the method as it is, dotted lines the teacher or equal speed-up. The paper's averages "
+        "are of another model, other data and another measure."
+    )
 
 
 def _known(run: RunData, cell: Cell) -> bool:

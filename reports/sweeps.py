@@ -28,7 +28,11 @@ TITLES = {
 
 def build(run: RunData, out: Path) -> list[Path]:
     """One table a sweep: tables/sweep-NAME.md, .csv and .tex; [] for a run without sweeps."""
-    return [path for table in tables(run) for path in write([table], out / "tables", table.name)]
+    found = []
+    for name in names(run):
+        there = [out / "tables" / f"{stem(name)}{end}" for end in (".md", ".csv", ".tex")]
+        found += there if all(p.exists() for p in there) else write([table(run, name)], out / "tables", stem(name))
+    return found
 
 
 def names(run: RunData) -> list[str]:
@@ -41,8 +45,8 @@ def title(sweep: str) -> str:
 
 
 def points(run: RunData, sweep: str) -> list[Cell]:
-    """The variants of one sweep, in its order."""
-    return [v for v in run.variants if v.sweep == sweep]
+    """The variants of one sweep, in its order; of several trainings the first."""
+    return [v for v in run.variants if v.sweep == sweep and v.repeat == 0]
 
 
 def tables(run: RunData) -> list[Table]:
@@ -79,7 +83,11 @@ def table(run: RunData, sweep: str) -> Table:
         Column("nominal", "Nominal", "speed-up", "↑", "NFE × kept blocks, reference over this one: arithmetic"),
         *(Column(s.key, s.title, s.unit, s.arrow, s.meaning) for s in SHOWN),
         Column(
-            "difference", "− default", "points", "↑", "joint accuracy minus that of the method as it is, paired by condition"
+            "difference",
+            "Difference",
+            "points",
+            "↑",
+            "joint accuracy minus that of the method as it is, by condition",
         ),
         *(
             (
@@ -96,7 +104,7 @@ def table(run: RunData, sweep: str) -> Table:
     ]
     beside = [c for c in (run.reference, own) if c is not None]
     rows = [_row(run, c, c.label, own, has_paper) for c in beside]
-    rows += [_row(run, v, ", ".join(f"{k} {told(x)}" for k, x in v.point.items()), own, has_paper) for v in variants]
+    rows += [_row(run, v, ", ".join(f"{k} = {told(x)}" for k, x in v.point.items()), own, has_paper) for v in variants]
     legend = (
         "Brackets: 95 % intervals, clustered by condition. One student was trained for each row: they do not tell how much "
         "another training would differ. The nominal speed-up is arithmetic, as in the paper's Figure 1."

@@ -172,13 +172,13 @@ def csv_text(tables: list[Table]) -> str:
 
 
 def write(tables: list[Table], folder: Path, name: str) -> list[Path]:
-    """Write NAME.md, NAME.csv (all columns) and one NAME-<table>.tex each; returns the paths."""
+    """Write NAME.md, NAME.csv (all columns) and one NAME-<table>.tex each, NAME.tex of a table of that name."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.md", folder / f"{name}.csv"]
     paths[0].write_text("\n".join(t.markdown() for t in tables), encoding="utf-8")
     paths[1].write_text(csv_text(tables), encoding="utf-8")
     for table in tables:
-        path = folder / f"{name}-{table.name}.tex"
+        path = folder / (f"{name}.tex" if table.name == name else f"{name}-{table.name}.tex")
         path.write_text(table.latex(name), encoding="utf-8")
         paths.append(path)
     return paths

@@ -32,8 +32,11 @@ def build(run: RunData, out: Path) -> list[Path]:
         for axes, (name, curve) in zip(grid.flat, found.items(), strict=False):
             cell, _, stage = name.partition(".")
             _panel(axes, curve, f"{short(labels.get(cell, cell))} · {short(stage)}" if stage else short(name))
-        for axes in grid[-1]:
-            axes.set_xlabel("network passes")
+        for i in range(len(found)):
+            if i % columns == 0:
+                grid.flat[i].set_ylabel("loss")
+            if i + columns >= len(found):  # the last of its column
+                grid.flat[i].set_xlabel("network passes")
         return save(figure, out, "training_curves")
 
 

@@ -5,13 +5,15 @@ The mean is over trainings; its interval has both levels, trainings and conditio
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from flgbench.metrics.stats import over_trainings
 from reports.aggregates import estimate, paired, rows
-from reports.catalogue import BY_KEY, HEADLINE
+from reports.catalogue import BY_KEY, HEADLINE, Shown
 from reports.data import Cell, RunData
 from reports.tables import Column, Entry, Row, Table, write
 
@@ -57,6 +59,20 @@ def _entries(run: RunData, cells: list[Cell]) -> dict[str, Entry]:
     if run.reference and not run.reference.failed:
         entries["difference"] = _interval(np.array([_against(run, c, run.reference) for c in good]), "{:+.1f}")
     return entries
+
+
+def over(run: RunData, cells: Sequence[Cell], shown: Shown) -> Entry:
+    """A measure of several trainings: mean over them and over the conditions that all have; without an interval for sets."""
+    each = [rows(run, c.cell, shown.key).query("status == 'ok'").groupby("condition")["value"].mean() for c in cells]
+    both = pd.concat(each, axis=1, join="inner").to_numpy(float).T
+    if not both.size:
+        missing = (estimate(run, c.cell, shown.key).reason for c in cells)
+        return Entry(note="; ".join(dict.fromkeys(r for r in missing if r)) or "no condition in common")
+    found = over_trainings(both)
+    known = np.isfinite(found.low)
+    low, high = (shown.text(x) if known else "" for x in (found.low, found.high))
+    below, above = (found.low, found.high) if known else (None, None)
+    return Entry(shown.text(found.value), found.value, below, above, low, high, found.n)
 
 
 def _by_condition(run: RunData, cell: Cell) -> np.ndarray:

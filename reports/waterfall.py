@@ -110,10 +110,10 @@ def explain(run: RunData, cell: Cell) -> str:
         passed = mine["denoise_s"] / cell.nfe
         expected = theirs["denoise_s"] / reference.nfe / f.size
         lost = ups.denoise.value / nominal - 1
+        compared = f"{abs(lost):.0%} {'less' if lost < 0 else 'more'} than" if abs(lost) >= 0.005 else "as much as"
         said.append(
-            f"The denoising loop gives {ups.denoise.text()}, {abs(lost):.0%} {'less' if lost < 0 else 'more'} than "
-            f"nominal: a network pass takes {seconds(passed)} where the reference's pass times the kept share makes "
-            f"{seconds(expected)}."
+            f"The denoising loop gives {ups.denoise.text()}, {compared} nominal: a network pass takes {seconds(passed)} "
+            f"where the reference's pass times the kept share makes {seconds(expected)}."
         )
     fixed = {"text_s", "decode_s", "end_to_end_s"}
     if ups.end_to_end.value is not None and fixed <= mine.keys() & theirs.keys():
@@ -193,7 +193,8 @@ def _panel(axes: Axes, steps: list[Bar], title: str, top: float) -> None:
 
 def caption(run: RunData) -> str:
     """What the figure shows, for the page."""
+    pairs = max((speedups(run, c).denoise.n for c in run.cells), default=0)
     return (
         "Green: what each change multiplies. Blue: nominal (arithmetic), measured in the denoising loop, measured end "
-        "to end, with 95 % intervals. Orange: what is lost between them."
+        f"to end, with 95 % intervals over {pairs} timed pairs. Orange: what is lost between them."
     )

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import Flgbench, assert_refused
-from test_reports import make_run
+from report_runs import make_run
 
 from flgbench.metrics.stats import bootstrap_difference, holm, mcnemar
 from reports import compare

@@ -9,11 +9,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from test_reports import HOSTILE, make_run
+from report_runs import HOSTILE, make_run
 
-from reports import comparisons, main_table, trainings
+from reports import comparisons, main_table, merged, paper_numbers, paper_tables, trainings
 from reports.compare import tables as compared
 from reports.data import RunData, load_run
+from reports.merge import merge
 from reports.tables import Table, tex, write
 
 SPECIAL = r"A&B_50% #1 {x} $y$ ^~\ <|>"
@@ -39,6 +40,8 @@ def every_table(run: RunData) -> list[tuple[str, list[Table]]]:
         ("differences", [comparisons.table(run)]),
         ("trainings", [trainings.table(run)]),
         ("compare", compared(run, run)),
+        *((table.name, [table]) for table in paper_tables.tables(paper_numbers.beside(run))),
+        *((table.name, [table]) for table in merged.tables(merge([run, run]))),
     ]
 
 
@@ -50,7 +53,7 @@ def sources(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     for name, tables in every_table(run):
         write(tables, folder / "tables", name)
     found = sorted((folder / "tables").glob("*.tex"))
-    assert len(found) == 6 + 1 + 1 + len(compared(run, run))
+    assert len(found) == 6 + 1 + 1 + len(compared(run, run)) + 8 + 2
     return found
 
 

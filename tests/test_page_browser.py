@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from test_reports import make_run
+from report_runs import make_run
 
 from reports import build_all
 

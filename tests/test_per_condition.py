@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from test_reports import make_run
+from report_runs import make_run
 
 from reports import per_condition
 from reports.data import RunData, load_run

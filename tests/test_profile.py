@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from test_reports import make_run, rewritten
+from report_runs import make_run, rewritten
 
 from reports import profile
 from reports.data import RunData, load_run

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import Flgbench
-from test_reports import make_run
+from report_runs import make_run
 
 from flgbench.plan import RunSettings
 from flgbench.runs import plan_record, prepare

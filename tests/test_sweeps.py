@@ -170,12 +170,12 @@ def test_the_table_has_the_difference_to_the_method_as_it_is_and_the_paper_s_num
     run = swept("alpha", ALPHAS, [0.5, 0.6, 0.8])
     (table,) = sweeps.tables(run)
     rows = {row.label: row.entries for row in table.rows}
-    assert list(rows) == ["Euler", "FLG", "alpha 0", "alpha 0.5", "alpha 1"]
-    assert rows["alpha 0"]["difference"].value == pytest.approx(-0.3) and rows["alpha 1"]["difference"].value == 0
-    assert rows["alpha 0.5"]["difference"].high < 0
-    assert [rows[f"alpha {a}"]["paper"].text for a in ("0", "0.5", "1")] == ["0.780", "0.780", "0.791"]
+    assert list(rows) == ["Euler", "FLG", "alpha = 0", "alpha = 0.5", "alpha = 1"]
+    assert rows["alpha = 0"]["difference"].value == pytest.approx(-0.3) and rows["alpha = 1"]["difference"].value == 0
+    assert rows["alpha = 0.5"]["difference"].high < 0
+    assert [rows[f"alpha = {a}"]["paper"].text for a in ("0", "0.5", "1")] == ["0.780", "0.780", "0.791"]
     assert rows["FLG"]["difference"].note == "itself" and rows["FLG"]["paper"].text == ""
-    assert rows["alpha 0"]["nominal"].value == pytest.approx(100 / (4 * 0.7))
+    assert rows["alpha = 0"]["nominal"].value == pytest.approx(100 / (4 * 0.7))
     matched = [n for n in paper_numbers.beside(run) if n.table == "Table 4" and n.ours]
     assert [(n.row, n.ours.split()[0]) for n in matched] == [
         ("alpha = 0.0", "50.0"),
@@ -190,7 +190,7 @@ def test_a_failed_point_stays_with_its_reason_and_is_not_drawn(tmp_path: Path) -
     broken = run.variants[0].model_copy(update={"status": "failed", "reason": "static: <b>"})
     run = RunData(run.folder, run.run, run.cells, (), run.results, variants=(broken, *run.variants[1:]))
     (table,) = sweeps.tables(run)
-    row = next(r for r in table.rows if r.label == "alpha 0")
+    row = next(r for r in table.rows if r.label == "alpha = 0")
     assert row.entries["joint"].value is None and row.entries["joint"].note == "failed: static: <b>"
     assert "static: &lt;b&gt;" in table.markdown()
     assert [p.name for p in sweep_figures.build(run, tmp_path)] == ["sweep-alpha.png", "sweep-alpha.pdf"]

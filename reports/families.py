@@ -1,0 +1,116 @@
+"""Families side by side: every method's quality and speed-up in each, and the geometric mean of its speed-ups over all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+from scipy import special
+
+from flgbench.metrics.stats import Interval
+from reports.aggregates import estimate, paired, speedups
+from reports.catalogue import BY_KEY, HEADLINE, times
+from reports.comparable import hardware_apart
+from reports.compare import log_ratios
+from reports.data import Cell, RunData
+from reports.main_table import estimated, ratio
+from reports.merge import Group
+from reports.tables import Column, Entry, Row, Table
+
+SPEEDS = {"denoise_s": "denoise", "end_to_end_s": "end_to_end"}
+TITLES = {"denoise": "Denoise", "end_to_end": "End to end"}
+
+
+def geometric_mean(logs: Sequence[np.ndarray], level: float = 0.95) -> Interval:
+    """Geometric mean over families of each one's mean speed-up; `logs` holds log speed-ups (pairs,) of every family.
+
+    Every family counts the same. The interval is for these families, timed again: variances of their means add up, with
+    Welch and Satterthwaite's degrees of freedom. n is the number of families. Bounds are NaN where one has a single pair.
+    """
+    means = np.array([x.mean() for x in logs])
+    value = float(np.exp(means.mean()))
+    if min(map(len, logs)) < 2:
+        return Interval(value, math.nan, math.nan, len(logs))
+    parts = np.array([x.var(ddof=1) / len(x) for x in logs]) / len(logs) ** 2
+    if not parts.any():
+        return Interval(value, value, value, len(logs))
+    freedom = parts.sum() ** 2 / sum(v**2 / (len(x) - 1) for v, x in zip(parts, logs, strict=True))
+    half = float(special.stdtrit(freedom, 0.5 + level / 2)) * math.sqrt(parts.sum())
+    return Interval(value, value * math.exp(-half), value * math.exp(half), len(logs))
+
+
+def chosen(groups: Sequence[Group]) -> dict[str, Group]:
+    """'family, scale' -> its first group; the scale is told only where the groups have several."""
+    scales = len({g.scale for g in groups}) > 1
+    found: dict[str, Group] = {}
+    for group in groups:
+        found.setdefault(f"{group.family}, {group.scale}" if scales else group.family, group)
+    return found
+
+
+def table(groups: Sequence[Group]) -> Table | None:
+    """A row for every method and baseline of any family; None for a single family."""
+    families = chosen(groups)
+    if len(families) < 2:
+        return None
+    shown = BY_KEY[HEADLINE]
+    columns = []
+    for name in families:
+        columns.append(Column(f"{name}:{HEADLINE}", f"{shown.title}, {name}", shown.unit, shown.arrow, shown.meaning))
+        columns += [Column(f"{name}:{s}", f"{TITLES[s]}, {name}", "speed-up", "↑") for s in SPEEDS.values()]
+    columns += [Column(s, f"{TITLES[s]}, all", "geometric mean", "↑") for s in SPEEDS.values()]
+    cells: dict[str, Cell] = {}
+    for group in families.values():
+        for cell in group.run.cells:
+            if cell.kind != "control" and cell.repeat == 0:
+                cells.setdefault(cell.cell, cell)
+    rows = [Row(c.cell, c.label, c.kind, _entries(c.cell, families)) for c in cells.values()]
+    legend = (
+        "Speed-ups over each family's own reference, 95 % intervals paired by condition. The mean over families is "
+        "geometric, every family counting the same; its interval is for these families, not for another. It is left out "
+        "where the families were not timed on the same hardware and software. Accuracies of different families are not "
+        "compared."
+    )
+    caption = f"Families side by side: {', '.join(families)}."
+    return Table("families", "Families", caption, tuple(columns), tuple(rows), legend)
+
+
+def _entries(name: str, families: dict[str, Group]) -> dict[str, Entry]:
+    entries: dict[str, Entry] = {}
+    runs = {family: group.run for family, group in families.items()}
+    cells = {family: next((c for c in run.cells if c.cell == name), None) for family, run in runs.items()}
+    for family, cell in cells.items():
+        keys = [f"{family}:{key}" for key in (HEADLINE, *SPEEDS.values())]
+        if cell is None:
+            entries |= dict.fromkeys(keys, Entry(note=f"not run in {family}"))
+            continue
+        ups = speedups(runs[family], cell)
+        entries[keys[0]] = estimated(BY_KEY[HEADLINE], estimate(runs[family], name, HEADLINE))
+        entries |= {f"{family}:{s}": ratio(getattr(ups, s)) for s in SPEEDS.values()}
+    for metric, speed in SPEEDS.items():
+        entries[speed] = _mean(runs, cells, metric)
+    return entries
+
+
+def _mean(runs: dict[str, RunData], cells: dict[str, Cell | None], metric: str) -> Entry:
+    apart = [f"{x} and {y}: {why}" for x, y in combinations(runs, 2) for why in hardware_apart(runs[x], runs[y])]
+    if apart:
+        return Entry(note=f"not timed alike: {'; '.join(apart)}")
+    logs = {family: _logs(runs[family], cell, metric) for family, cell in cells.items()}
+    if without := [family for family, x in logs.items() if not len(x)]:
+        return Entry(note=f"no speed-up in {', '.join(without)}")
+    found = geometric_mean(list(logs.values()))
+    known = math.isfinite(found.low)
+    low, high = (times(x)[:-1] if known else "" for x in (found.low, found.high))
+    below, above = (found.low, found.high) if known else (None, None)
+    return Entry(times(found.value), found.value, below, above, low, high, found.n)
+
+
+def _logs(run: RunData, cell: Cell | None, metric: str) -> np.ndarray:
+    """Log speed-ups over the reference, one a condition; empty when not timed."""
+    if cell is None or run.reference is None:
+        return np.empty(0)
+    both = paired(run, cell.cell, run.reference.cell, metric)
+    return log_ratios(both).to_numpy(float) if len(both) else np.empty(0)
