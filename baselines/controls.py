@@ -15,6 +15,7 @@ class RealClips(Baseline):
     label = "real clips"
     kind = "control"
     changes = "not generated"
+    needs_truth = True
 
     def generate(self, model: VideoModel, batch: EvaluationBatch) -> torch.Tensor:
         return batch.truth
@@ -26,6 +27,7 @@ class VAERoundTrip(Baseline):
     label = "VAE round trip"
     kind = "control"
     changes = "encoded and decoded"
+    needs_truth = True
 
     def generate(self, model: VideoModel, batch: EvaluationBatch) -> torch.Tensor:
         return model.decode(model.encode_video(batch.truth))
@@ -39,7 +41,7 @@ class FrozenImage(Baseline):
     changes = "no motion"
 
     def generate(self, model: VideoModel, batch: EvaluationBatch) -> torch.Tensor:
-        return batch.first_frames[:, None].expand_as(batch.truth).clone()
+        return batch.first_frames[:, None].repeat(1, self.preset.clip[0], 1, 1, 1)
 
 
 class ShuffledFrames(Baseline):
@@ -48,6 +50,7 @@ class ShuffledFrames(Baseline):
     label = "shuffled frames"
     kind = "control"
     changes = "frames in random order"
+    needs_truth = True
 
     def generate(self, model: VideoModel, batch: EvaluationBatch) -> torch.Tensor:
         def drawn(condition: int, sample: int) -> torch.Generator:

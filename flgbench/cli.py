@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from flgbench import report_verb, student_verbs, sweep_verbs, tune_verb, upkeep
+from flgbench import encode_verb, report_verb, student_verbs, sweep_verbs, tune_verb, upkeep
 from flgbench.errors import UsageError
 from flgbench.launch import launch
 from flgbench.options import (
@@ -18,6 +18,7 @@ from flgbench.options import (
     Budget,
     Checkpoint,
     Conditions,
+    Data,
     Executor,
     External,
     Kind,
@@ -34,6 +35,7 @@ from flgbench.options import (
     Seed,
     Seeds,
     Set,
+    Suite,
     Where,
     run_settings,
 )
@@ -55,7 +57,7 @@ app = typer.Typer(
     "flgbench run --methods fastlightgen --set fastlightgen.match.beta2=0 --out /tmp/beta  |  "
     "flgbench run --methods fastlightgen --scale 14b --checkpoint /data/Wan2.1-I2V-14B-480P-Diffusers  |  "
     "flgbench run --methods dmd2 --scale 14b --recipe dmd2-self-forcing-plus --set training.batch=32  |  "
-    "flgbench run --methods dmd2 --external students.toml"
+    "flgbench run --methods dmd2 --external students.toml  |  flgbench run --data encoded --suite vbench-i2v"
 )
 def run(
     methods: Methods = "all",
@@ -79,6 +81,8 @@ def run(
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="slurm: follow the jobs, or return once submitted.")] = True,
     slots: Annotated[int | None, typer.Option(min=1, help="local: steps at a time; default: one a GPU or core.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    data: Data = None,
+    suite: Suite = None,
     as_json: AsJson = False,
 ) -> None:
     """Train every method from one teacher, measure quality and latency, write the report. Continues what was stopped."""
@@ -97,6 +101,8 @@ def run(
         pairs=pairs,
         seed=seed,
         seeds=seeds,
+        data=data,
+        suite=suite,
     )
     launch(settings, out, executor, profile, max_jobs, wait, slots, dry_run, as_json)
 
@@ -124,6 +130,8 @@ def plan(
     executor: Where = Executor.local,
     profile: ProfileName = None,
     max_jobs: MaxJobs = None,
+    data: Data = None,
+    suite: Suite = None,
     as_json: AsJson = False,
 ) -> None:
     """Print every step of a run, cached or to run, with what it will cost. The same as `run --dry-run`."""
@@ -147,6 +155,8 @@ def plan(
         profile,
         max_jobs,
         dry_run=True,
+        data=data,
+        suite=suite,
         as_json=as_json,
     )
 
@@ -219,7 +229,8 @@ def list_(kind: Annotated[Kind, typer.Argument()] = Kind.methods, as_json: AsJso
             print("\n".join(f"  {line}" for line in lines(registry("recipes").get(name)())))
 
 
-for examples in (report_verb.EXAMPLES, sweep_verbs.EXAMPLES, tune_verb.EXAMPLES, student_verbs.EXAMPLES, upkeep.EXAMPLES):
+VERBS = (report_verb, sweep_verbs, tune_verb, student_verbs, encode_verb, upkeep)
+for examples in (module.EXAMPLES for module in VERBS):
     for verb, epilog in examples.items():
         app.command(verb.__name__.replace("_", "-"), epilog=epilog)(verb)
 

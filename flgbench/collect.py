@@ -19,14 +19,15 @@ from safetensors.torch import load_file, save_file
 from flgbench.data import shapes
 from flgbench.data.captions import captions_of
 from flgbench.metrics.descriptive import psnr
-from flgbench.metrics.table import ALL_METRICS, COLUMNS
+from flgbench.metrics.table import ALL_METRICS, COLUMNS, WITHOUT_TRUTH
 from flgbench.plan import Cell, Plan, RunSettings
 from flgbench.runner import BLOCKED, CACHED, DONE, FAILED, Status
+from flgbench.steps.loading import CAPTIONS
 from flgbench.store import Store, write_json
 
 LATENCY = ("text_s", "denoise_s", "decode_s", "end_to_end_s")
 GALLERY_CLIPS = 12
-QUALITY = tuple(name for name in ALL_METRICS if name != "teacher_psnr")
+QUALITY = tuple(name for name in ALL_METRICS if name != "teacher_psnr" and name not in WITHOUT_TRUTH)
 
 
 def collect(
@@ -73,7 +74,9 @@ def _agreement(cell: Cell, plan: Plan, store: Store) -> pd.DataFrame:
     """`teacher_psnr` of a cell's clips: here, not in its quality step, so that no cell has to wait for the reference."""
     reference = next((c for c in plan.cells if c.kind == "reference"), None)
     rows: dict[str, Any] = {"condition": -1, "sample": 0, "value": np.nan, "status": "missing"}
-    if reference is None or reference.name == cell.name:
+    if cell.skipped:
+        rows["reason"] = f"skipped: {cell.skipped}"
+    elif reference is None or reference.name == cell.name:
         rows["reason"] = "the run has no reference" if reference is None else "it is the reference"
     elif not (store.is_done(reference.sample) and store.is_done(cell.sample)):
         rows["reason"] = "the clips of the cell or of the reference are not there"
@@ -97,7 +100,9 @@ def _missing(
     status: Mapping[str, Status],
     metrics: tuple[str, ...] = QUALITY,
 ) -> pd.DataFrame:
-    if key is None:
+    if cell.skipped:
+        reason = f"skipped: {cell.skipped}"
+    elif key is None:
         if cell.repeat:
             reason = f"not timed: the first training of {cell.method} is"
         else:
@@ -121,12 +126,12 @@ def _missing(
 
 
 def _cell_record(cell: Cell, plan: Plan, store: Store, status: Mapping[str, Status]) -> dict[str, Any]:
-    keys = [key for _, key in cell.stages] + [cell.sample, cell.quality]
+    keys = [key for key in (*(key for _, key in cell.stages), cell.sample, cell.quality) if key]
     bad = next((k for k in keys if status[k].state in (FAILED, BLOCKED)), None)
     finished = all(status[k].state in (CACHED, DONE) for k in keys)
-    state = status[bad].state if bad else "done" if finished else "skipped"
+    state = status[bad].state if bad else "done" if finished else "waiting"
     trained = [store.facts(key) for _, key in cell.stages if store.is_done(key)] if cell.kind != "external" else []
-    made = store.facts(cell.sample) if store.is_done(cell.sample) else {}
+    made = store.facts(cell.sample) if cell.sample and store.is_done(cell.sample) else {}
     teacher_key = next(k for k, s in plan.steps.items() if s.kind == "teacher")
     teacher = store.facts(teacher_key) if store.is_done(teacher_key) else {}
     network = cell.sampler is not None and made and teacher
@@ -152,8 +157,8 @@ def _cell_record(cell: Cell, plan: Plan, store: Store, status: Mapping[str, Stat
         "flops": made["flops"] if network else None,
         "training_passes": round(sum(f["passes"] for f in trained)) if told else None,
         "training_seconds": sum(f["seconds"] for f in trained) if told else None,
-        "status": state,
-        "reason": status[bad].reason if bad else "" if finished else "not finished when this was written",
+        "status": "skipped" if cell.skipped else state,
+        "reason": cell.skipped or (status[bad].reason if bad else "" if finished else "not finished when this was written"),
         "settings": dict(cell.settings) | own,
         "inferred": cell.inferred,
         "card": made.get("card", {}),
@@ -202,9 +207,12 @@ def _write_gallery(plan: Plan, store: Store, run: RunSettings, folder: Path) -> 
     gallery.mkdir()
     count = min(GALLERY_CLIPS, run.conditions)
     for cell in (c for c in plan.cells if c.kind != "variant"):
-        if store.is_done(cell.sample):
+        if cell.sample and store.is_done(cell.sample):
             video = load_file(store.path(cell.sample) / "videos.safetensors")["video"]
             save_file({"video": video[:count].clone()}, gallery / f"{cell.name}.safetensors")
+    if run.suite is not None:
+        _write_prompts(plan, store, gallery, count)
+        return
     factors = shapes.draw_factors("test", np.arange(count))
     words = {
         "shape": shapes.SHAPES,
@@ -222,3 +230,10 @@ def _write_gallery(plan: Plan, store: Store, run: RunSettings, folder: Path) -> 
     real = torch.as_tensor(shapes.render(factors))
     if not (gallery / "real.safetensors").exists():
         save_file({"video": real}, gallery / "real.safetensors")
+
+
+def _write_prompts(plan: Plan, store: Store, gallery: Path, count: int) -> None:
+    """The captions of a suite's clips; it has no true ones."""
+    key = next(k for k, s in plan.steps.items() if s.kind == "data" and "suite" in s.settings)
+    captions = json.loads((store.path(key) / CAPTIONS).read_text())[:count] if store.is_done(key) else []
+    (gallery / "conditions.json").write_text(json.dumps([{"condition": i, "caption": c} for i, c in enumerate(captions)]))

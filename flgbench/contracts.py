@@ -129,7 +129,8 @@ class EvaluationBatch:
     """Clips to make: their conditions, first frames (B, H, W, 3) uint8, true videos, and (condition, sample) ids.
 
     `captions` are the words that the condition was encoded from, for models that have encoders of their own.
-    Samples after a condition's first have true videos with another draw of what is hidden, as generated ones do.
+    Samples after a condition's first have true videos with another draw of what is hidden, as generated ones do. Where the
+    conditions have no true videos, `truth` is empty: (B, 0, H, W, 3).
     """
 
     condition: Any
@@ -150,6 +151,7 @@ class Baseline(ABC):
     changes: ClassVar[str]
     inferred: ClassVar[Mapping[str, str]] = {}
     Settings: ClassVar[type[Settings]] = NoSettings
+    needs_truth: ClassVar[bool] = False  # makes its clips from the true videos: skipped where there are none
 
     def __init__(self, preset: FamilyPreset, settings: Any = None) -> None:
         self.preset = preset

@@ -52,6 +52,8 @@ Conditions = Annotated[int | None, typer.Option("--conditions", help="Test condi
 Pairs = Annotated[int | None, typer.Option("--pairs", help="Timed conditions of the latency protocol.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Training seed.")]
 Seeds = Annotated[int | None, typer.Option("--seeds", help="Trainings of each method, with seeds from --seed on.")]
+Data = Annotated[Path | None, typer.Option("--data", help="Train on these clips, which `flgbench encode` wrote.")]
+Suite = Annotated[Path | None, typer.Option("--suite", help="Evaluate on images and prompts in VBench-I2V's layout.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Where = Annotated[Executor, typer.Option("--executor", help="Where steps run.")]
 ProfileName = Annotated[str | None, typer.Option("--profile", help="slurm: resource profile, a name or a .toml file.")]

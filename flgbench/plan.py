@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from flgbench.contracts import Baseline, Family, FamilyPreset, Method, OpenModel, StageSpec
+from flgbench.data.encoded import check_fits
+from flgbench.data.suite import Prompt, read_suite
+from flgbench.data.suite import digest as suite_digest
 from flgbench.errors import UsageError
 from flgbench.external import Found, described
 from flgbench.metrics.judges import fingerprint
@@ -21,6 +25,7 @@ from flgbench.training import LoopSettings
 
 TINY = "tiny"  # the one scale whose networks are trained whole
 ABSENT = "not on this machine"
+NO_TRUTH = "the suite has no true videos"
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,7 @@ class Cell:
     method: str = ""  # of a method's cell its name, which all repeats and variants share
     sweep: str = ""  # of a variant: the sweep it is a point of
     point: Mapping[str, Any] = field(default_factory=dict)  # and where: axis -> value
+    skipped: str = ""  # why it is not run at all: then it has no steps
 
     @property
     def measures_latency(self) -> bool:
@@ -107,6 +113,14 @@ class RunSettings(Settings):
     variants: tuple[Variant, ...] = Field((), description="points of sweeps, further cells of the same plan")
     threads: int = Field(1, ge=1, description="threads of a latency measurement")
     external: tuple[Found, ...] = Field((), description="students from elsewhere, evaluated and timed without training")
+    data: Path | None = Field(None, description="clips that `flgbench encode` wrote, all of them; none: procedural clips")
+    suite: Path | None = Field(None, description="images and prompts in VBench-I2V's layout; none: procedural conditions")
+
+    @field_validator("data", "suite")
+    @classmethod
+    def _from_anywhere(cls, folder: Path | None) -> Path | None:
+        """A job may run in another folder than the command."""
+        return folder and folder.absolute()
 
     def place(self) -> dict[str, str]:
         """The teacher that every step of the run starts from, as steps name it: a scale's own has no checkpoint."""
@@ -137,17 +151,22 @@ def plan(run: RunSettings, hardware: Mapping[str, Any], weights_needed: bool = T
         return step.key
 
     place = run.place()
-    teacher = add(Step("teacher", run.model, place | {"weights": _weights(family, run, weights_needed)}))
-    clips = {"split": "train", "count": run.training_clips}
-    training = add(Step("data", "train", place | clips, {"teacher": teacher}))
-    test_clips = {"split": run.split, "count": max(run.conditions, run.pairs)}
-    test = add(Step("data", run.split, place | test_clips, {"teacher": teacher}))
+    weights = _weights(family, run, weights_needed)
+    teacher = add(Step("teacher", run.model, place | {"weights": weights}))
+    training = add(_training_step(run, weights, preset, teacher))
+    suite = read_suite(run.suite, preset.clip[1:]) if run.suite else None
+    conditions = min(run.conditions, len(suite)) if suite else run.conditions
+    test_step = _test_step(run, suite, teacher)
+    test = add(test_step)
     evaluated = place if run.split == "test" else place | {"split": run.split}
+    if suite:
+        evaluated = place | {"suite": test_step.settings["suite"]}
 
     judges = fingerprint()
 
     def measure(name: str, producer: dict[str, Any], student: str | None) -> tuple[str, str]:
-        counts = {"conditions": run.conditions, "repeated_conditions": run.repeated_conditions}
+        # What several noises of one condition are for is told by the truth alone.
+        counts = {"conditions": conditions, "repeated_conditions": 0 if suite else run.repeated_conditions}
         inputs = {"teacher": teacher, "data": test} | ({"student": student} if student else {})
         sample = add(Step("sample", name, evaluated | producer | counts, inputs, version=3))
         return sample, add(
@@ -163,11 +182,12 @@ def plan(run: RunSettings, hardware: Mapping[str, Any], weights_needed: bool = T
         producer = {"sampler": sampler.record()} if sampler else _generator(baseline)
         if baseline.kind == "open":
             generators[name] = producer
-        sample, quality = measure(name, producer, None)
+        skipped = NO_TRUTH if suite and cls.needs_truth else ""
+        sample, quality = ("", "") if skipped else measure(name, producer, None)
         shown = sampler.record() if sampler else baseline.settings.model_dump(mode="json", exclude_none=True)
         notes = [{"setting": k, "value": shown[k], "note": note} for k, note in cls.inferred.items()]
         told = (name, cls.label, cls.kind, "none", cls.changes, sampler, shown, notes)
-        cells.append(Cell(*told, stages=[], student=None, timed=None, sample=sample, quality=quality))
+        cells.append(Cell(*told, stages=[], student=None, timed=None, sample=sample, quality=quality, skipped=skipped))
     for name in run.methods:
         roles = {"teacher": teacher, "data": training}
         first = _method_cell(run, name, preset, place, roles, add, measure)
@@ -195,6 +215,8 @@ def plan(run: RunSettings, hardware: Mapping[str, Any], weights_needed: bool = T
     }
     if generators:
         latency_settings["generators"] = generators
+    if suite:
+        latency_settings["suite"] = test_step.settings["suite"]
     if reference:
         inputs = {"teacher": teacher, "data": test} | students
         add(Step("latency", "interleaved", latency_settings, inputs, exclusive=True))
@@ -216,6 +238,26 @@ def _generator(baseline: Baseline) -> dict[str, Any]:
     if isinstance(baseline, OpenModel):
         told |= {"settings": baseline.settings.model_dump(mode="json"), "weights": dict(baseline.fingerprint())}
     return told
+
+
+def _training_step(run: RunSettings, weights: str, preset: FamilyPreset, teacher: str) -> Step:
+    """Brings the clips that methods train on: procedural ones, or an encoded set by its manifest's hash."""
+    if run.data is None:
+        return Step("data", "train", run.place() | {"split": "train", "count": run.training_clips}, {"teacher": teacher})
+    frames, height, width = preset.clip
+    wanted: dict[str, Any] = {"model": run.model, "scale": run.scale, "fingerprint": weights}
+    wanted |= {"frames": frames, "height": height, "width": width, "fps": preset.fps}
+    content = run.place() | {"encoded": check_fits(run.data, wanted)}
+    return Step("data", "encoded", content, {"teacher": teacher}, location=str(run.data))
+
+
+def _test_step(run: RunSettings, suite: list[Prompt] | None, teacher: str) -> Step:
+    """Brings the conditions that clips are made from, and timed on: of a split, or of a suite by its content's hash."""
+    count = max(run.conditions, run.pairs)
+    if suite is None:
+        return Step("data", run.split, run.place() | {"split": run.split, "count": count}, {"teacher": teacher})
+    told = {"suite": suite_digest(suite[:count]), "count": min(count, len(suite))}
+    return Step("data", "suite", run.place() | told, {"teacher": teacher}, location=str(run.suite))
 
 
 def _inferred(prefix: str, settings: Settings) -> list[dict[str, Any]]:
@@ -283,7 +325,8 @@ def _method_cell(
         if spec.budget > 0:
             loops.append(_loop(run, spec, run.seed + repeat))
             content["loop"] = loops[-1].model_dump(mode="json", exclude={"checkpoint_seconds"})
-        keys[spec.name] = add(Step("train", spec.name, content, inputs | parents, version=spec.stage.version))
+        step = Step("train", spec.name, content, inputs | parents, version=spec.stage.version, location=str(run.data or ""))
+        keys[spec.name] = add(step)
         inferred += _inferred(f"{spec.name}.", spec.settings)
     for loop in loops[:1]:  # all stages are trained alike, but for their budgets
         inferred += _inferred("training.", loop)

@@ -25,9 +25,9 @@ Runner = Callable[[Plan, Store, Callable[[dict[str, Status]], None]], dict[str, 
 
 
 def run_name(settings: RunSettings) -> str:
-    """Folder of a run: the same settings continue the same run."""
-    given = {name: value for name, value in settings.model_dump(mode="json").items() if value is not None}
-    return f"{settings.model}-{settings.scale}-{digest(given)}"
+    """Folder of a run: the same settings continue the same run. What is not given is left out, so old names stay."""
+    told = {name: value for name, value in settings.model_dump(mode="json").items() if value is not None}
+    return f"{settings.model}-{settings.scale}-{digest(told)}"
 
 
 def check_writable(out: Path) -> None:
@@ -126,7 +126,7 @@ def plan_record(steps: Plan, settings: RunSettings) -> dict:
     return {
         "settings": settings.model_dump(mode="json"),
         "steps": [{"key": key, "kind": s.kind, "name": s.name, "inputs": dict(s.inputs)} for key, s in steps.steps.items()],
-        "cells": {c.name: c.sample for c in steps.cells},  # with the step that makes its clips
+        "cells": {c.name: c.sample for c in steps.cells if not c.skipped},  # with the step that makes its clips
     }
 
 

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import nn
@@ -52,12 +52,28 @@ class Batch:
         return self._mine(torch.randint(high, (len(self.latents) * self.shares,), generator=self.generator))
 
 
+class Latents(Protocol):
+    """N encoded clips (N, C, T, H, W): a tensor, or something that reads the rows one asks for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: slice | torch.Tensor, /) -> torch.Tensor: ...
+
+
+class Conditions(Protocol):
+    """The conditions of N clips: a `Condition`, or something that reads those one selects."""
+
+    def __len__(self) -> int: ...
+
+    def select(self, indices: torch.Tensor | slice, /) -> Condition: ...
+
+
 @dataclass(frozen=True)
 class TrainingData:
-    """Encoded real clips, all in memory: latents (N, C, T, H, W) and conditions of N."""
+    """Encoded real clips, in memory or read when they are drawn (`flgbench.data.encoded`)."""
 
-    latents: torch.Tensor
-    condition: Condition
+    latents: Latents
+    condition: Conditions
 
     def __len__(self) -> int:
         return len(self.latents)

@@ -33,7 +33,7 @@ from flgbench.errors import StageFailure, UsageError
 from flgbench.models.base import PassTally
 from flgbench.samples import write_sample
 from flgbench.settings import Settings
-from flgbench.stage import TrainedStage, TrainingData
+from flgbench.stage import Latents, TrainedStage, TrainingData
 from flgbench.throughput import Throughput
 
 Log = Callable[..., None]
@@ -287,7 +287,7 @@ def rate_factor(iteration: int, spent: float, settings: LoopSettings) -> float:
     return min(1.0, rise, fall)
 
 
-def check_collapse(clean: torch.Tensor, reference: torch.Tensor) -> None:
+def check_collapse(clean: torch.Tensor, reference: Latents) -> None:
     """Raise StageFailure if latents (B, C, T, H, W) have become NaN, static, solid or saturated against real ones.
 
     The limits are far outside what a working student shows: they end lost runs, they do not judge quality.

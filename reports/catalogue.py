@@ -98,6 +98,17 @@ DIVERSITY = (
     _quality("mmd", "MMD", "×10⁻³", 1000, 2, "zero"),
     _quality("mmd_p", "MMD p", "", 1, 3, None),
 )
+SUITE = (  # what can be told of clips without a known truth
+    _quality("first_frame_psnr", "First frame", "dB", 1, 1, "high"),
+    _quality("first_frame_ssim", "SSIM", "", 1, 3, "high"),
+    _quality("first_frame_lpips", "LPIPS", "", 1, 3, "low"),
+    _quality("clip_similarity", "CLIP", "cosine", 1, 3, "high"),
+    _quality("teacher_psnr", "Teacher", "dB", 1, 1, None),
+    _quality("sharpness_kept", "Sharpness kept", "ratio", 1, 2, None),
+    _quality("luminance_flicker", "Flicker", "grey levels", 1, 2, None),
+    _quality("flow_speed", "Flow", "px a frame", 1, 2, None),
+    _quality("interpolation_error", "Interpolation", "grey levels", 1, 2, None),
+)
 LATENCY = (
     Shown("text_s", "Text", "s", 1, 3, "low", "text encoding, median"),
     Shown("denoise_s", "Denoise", "s", 1, 3, "low", "denoising loop, median"),
@@ -106,7 +117,7 @@ LATENCY = (
     Shown("denoise_batched_cfg_s", "Denoise, batched CFG", "s", 1, 3, "low", "both CFG passes in one batch, median"),
 )
 MEMORY = Shown("peak_memory_mb", "Memory", "MB", 1, 0, "low", "peak memory of the process while sampling")
-BY_KEY = {shown.key: shown for shown in (*ACCURACY, *MOTION, *IMAGE, *JUDGED, *DIVERSITY, *LATENCY, MEMORY)}
+BY_KEY = {shown.key: shown for shown in (*SUITE, *ACCURACY, *MOTION, *IMAGE, *JUDGED, *DIVERSITY, *LATENCY, MEMORY)}
 LATENCY_KEYS = frozenset(shown.key for shown in LATENCY)
 
 

@@ -79,12 +79,12 @@ class Cell(_Record):
     @property
     def failed(self) -> bool:
         """True when the cell has no results to compare, for good or not yet."""
-        return self.status in ("failed", "blocked") or self.unfinished
+        return self.status in ("failed", "blocked", "skipped") or self.unfinished
 
     @property
     def unfinished(self) -> bool:
         """True when its steps had not all come to an end when the run folder was written."""
-        return self.status in ("waiting", "running", "skipped")
+        return self.status in ("waiting", "running")
 
 
 class Step(_Record):

@@ -120,6 +120,8 @@ def _thumbnail(axes: Axes, frame: np.ndarray, x: float, y: float) -> None:
 
 def caption(run: RunData) -> str:
     """What the figure shows, for the page."""
+    if run.run.settings.get("suite"):
+        return "The same images and prompts in every column, and the same noise for every generated clip."
     return (
         "The same conditions in every column, and the same noise for every generated clip: the first frame and the "
         "caption are given. Where the object turns and what enters is told by neither, so generated clips may rightly "

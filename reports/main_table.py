@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from reports.aggregates import Estimate, Ratio, estimate, ninth_decile, ordered_cells, speedups, units, verdict
-from reports.catalogue import ACCURACY, BY_KEY, DIVERSITY, IMAGE, JUDGED, MOTION, Shown, times
+from reports.catalogue import ACCURACY, BY_KEY, DIVERSITY, IMAGE, JUDGED, MOTION, SUITE, Shown, times
 from reports.data import Cell, RunData
 from reports.tables import Column, Entry, Rank, Row, Table, write
 
@@ -25,8 +25,15 @@ def build(run: RunData, out: Path) -> list[Path]:
 
 
 def tables(run: RunData) -> list[Table]:
-    """Accuracy, motion, image, trained judges, diversity and speed."""
-    return [accuracy(run), motion(run), image(run), judged(run), diversity(run), speed(run)]
+    """Accuracy, motion, image, trained judges, diversity and speed; of a suite first what needs no truth."""
+    first = [unaided(run)] if run.run.settings.get("suite") else []
+    return [*first, accuracy(run), motion(run), image(run), judged(run), diversity(run), speed(run)]
+
+
+def unaided(run: RunData) -> Table:
+    """What can be told of clips made from images and prompts alone."""
+    caption = "Without ground truth. Only the first frame has a right answer; motion and sharpness only describe."
+    return _measures(run, "suite", "Images and prompts", caption, SUITE)
 
 
 def accuracy(run: RunData) -> Table:

@@ -75,7 +75,7 @@ def content(run: RunData, out: Path, faults: dict[str, str]) -> dict[str, Any]:
         "reference": run.reference,
         "cells": run.cells,
         "steps": run.steps,
-        "failed_cells": [c for c in run.cells if c.failed and not c.unfinished],
+        "failed_cells": [c for c in run.cells if c.status in ("failed", "blocked")],
         "unfinished_cells": [c for c in run.cells if c.unfinished],
         "failed_steps": [s for s in run.steps if s.status in ("failed", "blocked")],
         "faults": faults,

@@ -25,7 +25,7 @@ def half_done(folder: Path, unfinished: tuple[str, ...], rows: bool = True) -> P
     cells = json.loads((folder / "cells.json").read_text())
     for c in cells:
         if c["cell"] in unfinished:
-            c |= {"status": "skipped", "reason": "not finished when this was written", "nfe": None, "kept_blocks": None}
+            c |= {"status": "waiting", "reason": "not finished when this was written", "nfe": None, "kept_blocks": None}
             c |= {"kept_parameters": None, "parameters": None, "training_passes": None}
     (folder / "cells.json").write_text(json.dumps(cells))
     steps = json.loads((folder / "steps.json").read_text())

@@ -54,6 +54,42 @@ def against_truth(video: torch.Tensor, truth: torch.Tensor) -> dict[str, np.ndar
     }
 
 
+def without_truth(video: torch.Tensor, given: torch.Tensor) -> dict[str, np.ndarray]:
+    """What needs no truth but the `given` first frames (N, H, W, 3), of `video` (N, T, H, W, 3) uint8; each (N,) float64.
+
+    `sharpness_kept` is NaN where the given image has no edges at all. Clip by clip: full-size ones fill the memory.
+    """
+    clips = [video[i : i + 1] for i in range(len(video))]
+    given_edges = _edges(given)
+    made_edges = np.array([_edges(clip[0, 1:]).mean() for clip in clips])
+    return {
+        "first_frame_psnr": psnr(video[:, 0], given),
+        "first_frame_ssim": _ssim(video[:, 0], given),
+        "sharpness_kept": np.where(given_edges > 0, made_edges / np.maximum(given_edges, 1e-9), np.nan),
+        "luminance_flicker": np.array([_flicker(clip[0]) for clip in clips]),
+        "flow_speed": np.concatenate([_flow(clip) for clip in clips]),
+        "interpolation_error": np.concatenate([_interpolation_error(clip) for clip in clips]),
+    }
+
+
+def _luminance(frames: torch.Tensor) -> torch.Tensor:
+    """(N, H, W) grey levels of (N, H, W, 3) uint8 frames."""
+    return frames.float() @ torch.tensor([0.299, 0.587, 0.114])
+
+
+def _edges(frames: torch.Tensor) -> np.ndarray:
+    """Root mean square difference of neighbouring pixels' luminance, (N,) float64 grey levels."""
+    grey = _luminance(frames)
+    across, down = (grey.diff(dim=axis).square().mean((1, 2)) for axis in (2, 1))
+    return (across + down).sqrt().numpy().astype(np.float64)
+
+
+def _flicker(clip: torch.Tensor) -> float:
+    """Mean |L(t+1) - 2 L(t) + L(t-1)| of the luminance of an 8 x 8 grid of cells of a clip (T, H, W, 3)."""
+    cells = torch.nn.functional.adaptive_avg_pool2d(_luminance(clip)[:, None], 8)
+    return float((cells[2:] - 2 * cells[1:-1] + cells[:-2]).abs().mean())
+
+
 def psnr(made: torch.Tensor, due: torch.Tensor) -> np.ndarray:
     """PSNR in dB, (N,) float64, of uint8 clips (N, ...); at most 58.9, where the error is 1/12: what rounding leaves."""
     most = 10 * math.log10(12 * 255**2)

@@ -128,4 +128,22 @@ SET_METRICS: dict[str, MetricInfo] = {
     "mmd_p": MetricInfo("p-value", None, "permutation p-value of the MMD; small means: told apart from real", None),
 }
 
-ALL_METRICS = METRICS | JUDGED | SET_METRICS
+# What can be told of clips without a known truth: those of a suite of images and prompts. They give one value a clip, as
+# do `first_frame_psnr`, `first_frame_ssim` and `first_frame_lpips` there.
+WITHOUT_TRUTH: dict[str, MetricInfo] = {
+    "clip_similarity": MetricInfo("cosine", True, "five frames and the prompt, by OpenAI's CLIP ViT-L/14", None),
+    "sharpness_kept": MetricInfo(
+        "ratio", None, "edge response of the frames behind the first over the given image's; noise raises it", 1.0
+    ),
+    "luminance_flicker": MetricInfo(
+        "grey levels", None, "second time difference of the luminance of an 8 x 8 grid; motion raises it too", None
+    ),
+    "flow_speed": MetricInfo(
+        "px a frame", None, "fastest 5 % of optical flow; describes only: 0 is a frozen clip, jitter raises it", None
+    ),
+    "interpolation_error": MetricInfo(
+        "grey levels", None, "frames against the mean of their neighbours; blur and standstill lower it", None
+    ),
+}
+
+ALL_METRICS = METRICS | JUDGED | SET_METRICS | WITHOUT_TRUTH

@@ -19,14 +19,11 @@ import pandas as pd
 import torch
 
 from flgbench import open_models
-from flgbench.data import shapes
-from flgbench.data.captions import captions_of
 from flgbench.models.base import VideoModel
 from flgbench.models.cache import FirstBlockCache
 from flgbench.plan import Step
 from flgbench.sampling import SamplerSettings, build_cache, generate
-from flgbench.steps.loading import evaluation_factors, load_denoiser, load_teacher
-from flgbench.steps.sample import resolve_family_preset
+from flgbench.steps.loading import evaluated, load_denoiser, load_teacher, preset_of
 from flgbench.store import Store, write_json
 
 WARM_SECONDS = 1.0
@@ -37,8 +34,8 @@ STAGES = ("text_s", "denoise_s", "decode_s", "end_to_end_s")
 def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
     settings = step.settings
     torch.set_num_threads(settings["threads"])
-    factors = evaluation_factors(settings["pairs"])
-    images, captions = shapes.render(factors)[:, 0], captions_of(factors)
+    told = evaluated(step, store, settings["pairs"])
+    images, captions = told.first_frames, told.captions
     teacher = load_teacher(step)
     models = {name: load_denoiser(step, store, f"student:{name}") for name in settings["samplers"]}
     samplers = {name: SamplerSettings.model_validate(s) for name, s in settings["samplers"].items()}
@@ -47,7 +44,7 @@ def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
         for name, sampler in samplers.items()
     }
     for name, content in settings.get("generators", {}).items():
-        timers[name] = partial(open_models.time_clip, open_models.load(content, resolve_family_preset(step)))
+        timers[name] = partial(open_models.time_clip, open_models.load(content, preset_of(step)))
     reference = settings["reference"]
 
     rows, warmups = [], {}

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors.torch import load_file
 
+from flgbench.contracts import FamilyPreset
 from flgbench.data import shapes
+from flgbench.data.captions import captions_of
+from flgbench.errors import UsageError
 from flgbench.metrics.truth import select
 from flgbench.models.base import Condition, VideoModel
 from flgbench.plan import Step
 from flgbench.registry import family_of
 from flgbench.stage import TrainingData
-from flgbench.store import Store
+from flgbench.store import Store, sha256
 
+ENCODED = "encoded.json"  # of a verified encoded set: its manifest's hash
+CAPTIONS = "captions.json"  # of a suite, beside its first frames
 TEST = "test"  # the split that everything is evaluated on, but for a search
 
 
@@ -35,10 +42,59 @@ def forget_teacher() -> None:
     _teacher.cache_clear()
 
 
+def preset_of(step: Step) -> FamilyPreset:
+    return family_of(step.settings).preset(step.settings["scale"])
+
+
 @lru_cache(maxsize=2)
 def load_clips(folder: Path) -> TrainingData:
     tensors = load_file(folder / "clips.safetensors")
     return TrainingData(tensors["latents"], Condition.from_tensors(tensors))
+
+
+def load_encoded(step: Step, source: Path) -> TrainingData:
+    """The encoded set at the step's place, read as it is drawn from. `source` is the artifact of the step that verified it.
+
+    Raises UsageError where the set is no longer the verified one.
+    """
+    from flgbench.data import encoded
+
+    place = Path(step.location)
+    found = sha256(place / encoded.MANIFEST) if (place / encoded.MANIFEST).exists() else None
+    if found != json.loads((source / ENCODED).read_text())["manifest"]:
+        raise UsageError(f"--data {place}: is no longer what this run was planned with: run again")
+    return encoded.training_data(place)
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What clips are made from: first frames (N, H, W, 3) uint8 and captions.
+
+    `factors` are the procedural truth, None for a suite; `condition` is a suite's, encoded with it.
+    """
+
+    first_frames: torch.Tensor
+    captions: list[str]
+    factors: shapes.Factors | None
+    condition: Condition | None = None
+
+
+@lru_cache(maxsize=1)
+def load_suite(folder: Path) -> Evaluated:
+    """The conditions of a suite, from the artifact that holds them."""
+    tensors = load_file(folder / "clips.safetensors")
+    captions = json.loads((folder / CAPTIONS).read_text())
+    return Evaluated(tensors["images"], captions, None, Condition.from_tensors(tensors))
+
+
+def evaluated(step: Step, store: Store, count: int) -> Evaluated:
+    """The first `count` conditions of the step's suite, from the beginning again where it has fewer; or of its split."""
+    if "suite" not in step.settings:
+        factors = evaluation_factors(count, step.settings.get("split", TEST))
+        return Evaluated(shapes.render(factors)[:, 0], captions_of(factors), factors)
+    whole = load_suite(store.path(step.inputs["data"]))
+    index = torch.arange(count) % len(whole.captions)
+    return replace(whole, first_frames=whole.first_frames[index], captions=[whole.captions[i] for i in index.tolist()])
 
 
 def load_denoiser(step: Step, store: Store, role: str) -> VideoModel:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,13 @@ import torch
 from safetensors.torch import load_file
 
 from flgbench.data import shapes
-from flgbench.metrics import learned, sets
+from flgbench.metrics import learned, sets, suite
 from flgbench.metrics.judges import classifier
 from flgbench.metrics.judges.lpips_first_frame import why_not
 from flgbench.metrics.table import ALL_METRICS
 from flgbench.metrics.truth import measure, select
 from flgbench.plan import Step
-from flgbench.steps.loading import TEST, evaluation_factors
+from flgbench.steps.loading import TEST, Evaluated, evaluated, evaluation_factors
 from flgbench.store import Store
 
 HIDDEN = ("turn", "side", "entry")
@@ -31,6 +32,10 @@ def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
     video = load_file(source / "videos.safetensors")["video"]
     ids = json.loads((source / "identities.json").read_text())
     conditions, samples = (np.array(column) for column in zip(*ids, strict=True))
+    if "suite" in step.settings:
+        told = evaluated(step, store, int(conditions.max()) + 1)
+        of_suite(video, told, conditions, samples).to_parquet(folder / "results.parquet")
+        return {"clips": len(video)}
     factors = select(evaluation_factors(int(conditions.max()) + 1, step.settings.get("split", TEST)), conditions)
     measured = measure(video, factors)
     judged, features = learned.judged(video, factors)
@@ -48,16 +53,33 @@ def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
     if not len(repeated):
         repeated, diversity = np.array([-1]), np.array([np.nan])
     tables.append(pd.DataFrame({"metric": "turn_diversity", "condition": repeated, "sample": 0, "value": diversity}))
+    completed(tables, not_run(len(once))).to_parquet(folder / "results.parquet")
+    return {"clips": len(video), "bandwidth": bandwidth}
+
+
+def completed(tables: list[pd.DataFrame], reasons: Mapping[str, str]) -> pd.DataFrame:
+    """One table with units and status; a metric's missing values have the reason of `reasons`, if there is one."""
     table = pd.concat(tables, ignore_index=True)
     table["unit"] = [ALL_METRICS[m].unit for m in table["metric"]]
     table["higher_is_better"] = [ALL_METRICS[m].higher_is_better for m in table["metric"]]
     missing = table["value"].isna()
     table["status"] = np.where(missing, "missing", "ok")
     table["reason"] = np.where(missing, "not observable in this clip", "")
-    for name, reason in not_run(len(once)).items():
+    for name, reason in reasons.items():
         table.loc[missing & (table["metric"] == name), "reason"] = reason
-    table.to_parquet(folder / "results.parquet")
-    return {"clips": len(video), "bandwidth": bandwidth}
+    return table
+
+
+def of_suite(video: torch.Tensor, told: Evaluated, conditions: np.ndarray, samples: np.ndarray) -> pd.DataFrame:
+    """What needs no truth, and for every other measure one row that says so."""
+    found = suite.measure(video, told.first_frames[conditions], [told.captions[c] for c in conditions])
+    reasons = suite.not_run(list(found))
+    tables = [
+        pd.DataFrame({"metric": name, "condition": conditions, "sample": samples, "value": values})
+        for name, values in found.items()
+    ]
+    rest = pd.DataFrame({"metric": list(reasons), "condition": -1, "sample": 0, "value": np.nan})
+    return completed([*tables, rest], reasons)
 
 
 def of_the_set(video: torch.Tensor, features: np.ndarray) -> tuple[dict[str, float], float]:

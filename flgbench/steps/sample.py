@@ -12,13 +12,12 @@ from flgbench import open_models
 from flgbench.card import attention_backend, card
 from flgbench.contracts import EvaluationBatch
 from flgbench.data import shapes
-from flgbench.data.captions import captions_of
 from flgbench.errors import StageFailure
 from flgbench.models.flops import pass_flops
 from flgbench.plan import Step
-from flgbench.registry import family_of, resolve
+from flgbench.registry import resolve
 from flgbench.sampling import SamplerSettings, build_cache, generate
-from flgbench.steps.loading import TEST, evaluation_factors, identities, load_clips, load_denoiser, true_outcomes
+from flgbench.steps.loading import TEST, evaluated, identities, load_clips, load_denoiser, preset_of, true_outcomes
 from flgbench.store import Store, write_json
 
 CLIPS_AT_ONCE = 4  # on a CPU more do not fit its caches, and each clip takes longer
@@ -27,24 +26,25 @@ CLIPS_AT_ONCE = 4  # on a CPU more do not fit its caches, and each clip takes lo
 def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
     settings = step.settings
     split = settings.get("split", TEST)
-    own = open_models.load(settings, resolve_family_preset(step)) if "weights" in settings else None
+    own = open_models.load(settings, preset_of(step)) if "weights" in settings else None
     model: Any = None if own else load_denoiser(step, store, "student")
-    data = load_clips(store.path(step.inputs["data"]))
+    told = evaluated(step, store, settings["conditions"])
+    conditions = told.condition or load_clips(store.path(step.inputs["data"])).condition
     ids = identities(settings["conditions"], settings["repeated_conditions"])
-    factors = evaluation_factors(settings["conditions"], split)
-    first_frames, captions = shapes.render(factors)[:, 0], captions_of(factors)
+    first_frames, captions = told.first_frames, told.captions
     sampler = SamplerSettings.model_validate(settings["sampler"]) if "sampler" in settings else None
     cache = build_cache(model, sampler) if sampler else None
     if sampler is None:
-        preset = resolve_family_preset(step)
-        baseline = own or resolve(settings["baseline"])(preset)
+        baseline = own or resolve(settings["baseline"])(preset_of(step))
     videos, nfe = [], 0
     for start in range(0, len(ids), CLIPS_AT_ONCE):
         chosen = ids[start : start + CLIPS_AT_ONCE]
         index = torch.tensor([c for c, _ in chosen])
-        condition = data.condition.select(index)
+        condition = conditions.select(index)
         if sampler is None:
-            truth = shapes.render(true_outcomes(chosen, split))
+            truth = first_frames.new_empty(len(chosen), 0, *first_frames.shape[1:])
+            if told.factors is not None:
+                truth = shapes.render(true_outcomes(chosen, split))
             batch = EvaluationBatch(condition, first_frames[index], truth, chosen, [captions[c] for c, _ in chosen])
             videos.append(baseline.generate(model, batch))
         else:
@@ -54,17 +54,17 @@ def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
         store.event(step.key, "progress", fraction=min(1.0, (start + CLIPS_AT_ONCE) / len(ids)))
     save_file({"video": torch.cat(videos).contiguous()}, folder / "videos.safetensors")
     write_json(folder / "identities.json", ids)
-    attention = attention_backend(model, data.condition) if sampler else ""
+    attention = attention_backend(model, conditions.select(slice(0, 1))) if sampler else ""
     dtype = own.facts["dtype"] if own else str(model.dtype).removeprefix("torch.")
-    told = card(first_frames, captions, len(ids), sampler, nfe, attention, dtype)
+    made = card(first_frames, captions, len(ids), sampler, nfe, attention, dtype)
     if own:
-        return {"nfe": own.facts["nfe"], "open": dict(own.facts), "card": told}
-    facts = {"nfe": nfe, "parameters": model.n_parameters, "blocks": len(model.blocks), "card": told}
+        return {"nfe": own.facts["nfe"], "open": dict(own.facts), "card": made}
+    facts = {"nfe": nfe, "parameters": model.n_parameters, "blocks": len(model.blocks), "card": made}
     if sampler is None:
         return facts
     # Passes that a cache cut short were begun, so they count in nfe; its share says how much of them was computed.
     share = cache.computed_share if cache else 1.0
-    flops = nfe * share * pass_flops(model, data.condition.select(slice(0, 1)))
+    flops = nfe * share * pass_flops(model, conditions.select(slice(0, 1)))
     return facts | {"flops": round(flops), "computed_share": share}
 
 
@@ -74,7 +74,3 @@ def check_finite(latents: torch.Tensor, identities: list[tuple[int, int]]) -> No
     if bad:
         told = ", ".join(f"condition {c} sample {s}" for c, s in bad)
         raise StageFailure("NaN", f"the sampled latents are not finite ({told})")
-
-
-def resolve_family_preset(step: Step):
-    return family_of(step.settings).preset(step.settings["scale"])

@@ -14,7 +14,7 @@ from flgbench.models.base import VideoModel
 from flgbench.plan import Step
 from flgbench.registry import family_of, resolve
 from flgbench.stage import ComputedStage, Roles, TrainedStage
-from flgbench.steps.loading import forget_teacher, load_clips, load_teacher
+from flgbench.steps.loading import ENCODED, forget_teacher, load_clips, load_encoded, load_teacher
 from flgbench.store import Store
 from flgbench.training import LoopSettings, train
 
@@ -22,7 +22,8 @@ from flgbench.training import LoopSettings, train
 def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
     cls, first = resolve(step.settings["stage"]), distributed.rank() == 0
     teacher = load_teacher(step)
-    data = load_clips(store.path(step.inputs["data"]))
+    source = store.path(step.inputs["data"])
+    data = load_encoded(step, source) if (source / ENCODED).exists() else load_clips(source)
     teacher.tally.passes = 0.0
     settings = LoopSettings.model_validate(step.settings["loop"]) if "loop" in step.settings else None
     if settings and settings.sized:

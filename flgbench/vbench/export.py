@@ -8,13 +8,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from safetensors.torch import load_file
 
 from flgbench.data import shapes
 from flgbench.data.captions import captions_of
 from flgbench.errors import UsageError
-from flgbench.steps.loading import evaluation_factors
+from flgbench.steps.loading import CAPTIONS, evaluation_factors, load_suite
 from flgbench.store import Store, sha256, write_json
 from flgbench.video import CODEC, write_mp4
 
@@ -32,8 +33,7 @@ def export(run: Path, cell: str, out: Path, fps: int) -> int:
         raise UsageError(f"cell '{cell}' of {run.name} has no clips yet: let `flgbench run` finish")
     videos = load_file(store.path(key) / "videos.safetensors")["video"].numpy()
     identities = json.loads((store.path(key) / "identities.json").read_text())
-    factors = evaluation_factors(max(c for c, _ in identities) + 1)
-    first, captions = shapes.render(factors)[:, 0].numpy(), captions_of(factors)
+    first, captions, note = _conditions(run, store, key, max(c for c, _ in identities) + 1)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
@@ -51,7 +51,7 @@ def export(run: Path, cell: str, out: Path, fps: int) -> int:
             write_mp4(clip, video, fps)
             entries.append(_entry(work, image, clip, captions[condition], condition, sample))
         told: dict[str, Any] = {"run": run.name, "cell": cell, "artifact": key, "fps": fps, "encoding": CODEC}
-        write_json(work / "manifest.json", told | {"note": "procedural clips, not VBench's images", "videos": entries})
+        write_json(work / "manifest.json", told | {"note": note, "videos": entries})
         work.chmod(0o755)
         work.rename(out)
     finally:
@@ -70,6 +70,18 @@ def sample_key(run: Path, cell: str) -> str:
         known = ", ".join(sorted({c for s in steps for c in s["cells"]}))
         raise UsageError(f"no cell '{cell}' in run {run.name}. Cells: {known}")
     return found[0]
+
+
+def _conditions(run: Path, store: Store, key: str, count: int) -> tuple[np.ndarray, list[str], str]:
+    """First frames (N, H, W, 3), captions and what they are, of the first `count` conditions of the artifact `key`."""
+    plan = run / "plan.json"
+    steps = json.loads(plan.read_text()).get("steps", []) if plan.exists() else []
+    data = next((s["inputs"].get("data") for s in steps if s["key"] == key), None)
+    if data and (store.path(data) / CAPTIONS).exists():
+        told = load_suite(store.path(data))
+        return told.first_frames.numpy(), told.captions, "made from a suite of images and prompts"
+    factors = evaluation_factors(count)
+    return shapes.render(factors)[:, 0].numpy(), captions_of(factors), "procedural clips, not VBench's images"
 
 
 def _entry(root: Path, image: Path, clip: Path, caption: str, condition: int, sample: int) -> dict[str, Any]:

@@ -72,16 +72,18 @@ def _by_package(file: Path) -> Loaded:
 
 
 @torch.inference_mode()
-def alignment(video: torch.Tensor, captions: Sequence[str], loaded: Loaded | None = None) -> np.ndarray:
-    """Mean cosine, (N,) float64 in [-1, 1], of five frames of each clip of `video` (N, T, H, W, 3) uint8 and its caption."""
+def alignment(
+    video: torch.Tensor, captions: Sequence[str], loaded: Loaded | None = None, chosen: Sequence[int] = FRAMES
+) -> np.ndarray:
+    """Mean cosine, (N,) float64 in [-1, 1], of the frames `chosen` of each clip (N, T, H, W, 3) uint8 and its caption."""
     if len(video) != len(captions):
         raise ValueError(f"{len(video)} clips but {len(captions)} captions")
     model, preprocess = loaded or load()
     found = [torch.zeros(0)]
     for start in range(0, len(video), _CLIPS_AT_ONCE):
         part, told = video[start : start + _CLIPS_AT_ONCE], list(captions[start : start + _CLIPS_AT_ONCE])
-        text = model.encode_text(package().tokenize(told, context_length=model.context_length))
-        frames = part[:, [f for f in FRAMES if f < part.shape[1]]]
+        text = model.encode_text(package().tokenize(told, context_length=model.context_length, truncate=True))
+        frames = part[:, [f for f in chosen if f < part.shape[1]]]
         pictures = [preprocess(Image.fromarray(frame.numpy())) for frame in frames.flatten(0, 1)]
         seen = model.encode_image(torch.stack(pictures)).unflatten(0, frames.shape[:2])
         found.append(torch.cosine_similarity(seen.float(), text.float()[:, None], dim=-1).mean(1))
