@@ -209,7 +209,7 @@ def _write_gallery(plan: Plan, store: Store, run: RunSettings, folder: Path) -> 
     for cell in (c for c in plan.cells if c.kind != "variant"):
         if cell.sample and store.is_done(cell.sample):
             video = load_file(store.path(cell.sample) / "videos.safetensors")["video"]
-            save_file({"video": video[:count].clone()}, gallery / f"{cell.name}.safetensors")
+            save_file({"video": thumbnails(video[:count])}, gallery / f"{cell.name}.safetensors")
     if run.suite is not None:
         _write_prompts(plan, store, gallery, count)
         return
@@ -230,6 +230,25 @@ def _write_gallery(plan: Plan, store: Store, run: RunSettings, folder: Path) -> 
     real = torch.as_tensor(shapes.render(factors))
     if not (gallery / "real.safetensors").exists():
         save_file({"video": real}, gallery / "real.safetensors")
+
+
+def thumbnails(video: torch.Tensor) -> torch.Tensor:
+    """Clips (N, T, H, W, 3) uint8 as the page shows them, (N, 17, 64, 64, 3): spread frames, the middle, made small.
+
+    Tiny clips are left as they are.
+    """
+    frames, side = shapes.FRAMES, shapes.SIZE
+    if video.shape[1:4] == (frames, side, side):
+        return video.clone()
+    height, width = video.shape[2:4]
+    size = [max(side, round(side * n / min(height, width))) for n in (height, width)]
+    top, left = ((n - side) // 2 for n in size)
+    chosen = torch.linspace(0, video.shape[1] - 1, frames).round().long()
+    made = []
+    for clip in video:  # one by one: full-size ones are large
+        small = torch.nn.functional.interpolate(clip[chosen].permute(0, 3, 1, 2).float(), size=size, mode="area")
+        made.append(small[:, :, top : top + side, left : left + side].round().to(torch.uint8).permute(0, 2, 3, 1))
+    return torch.stack(made).contiguous()
 
 
 def _write_prompts(plan: Plan, store: Store, gallery: Path, count: int) -> None:

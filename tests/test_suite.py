@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from flgbench import students
+from flgbench.collect import thumbnails
 from flgbench.data import clips, encoded, shapes, suite
 from flgbench.data.captions import captions_of
 from flgbench.errors import UsageError
@@ -249,6 +250,19 @@ def test_clip_similarity_where_its_weights_are(tmp_path: Path, monkeypatch: pyte
     expected = clip_alignment.alignment(video, captions)
     np.testing.assert_allclose(clip_similarity.similarity(video, captions), expected, rtol=0, atol=1e-6)
     assert np.isfinite(clip_similarity.similarity(video[:, :2], ["a red star " * 100] * 2)).all(), "long prompts are cut"
+
+
+def test_the_page_shows_large_clips_small() -> None:
+    """81 wide frames, each as blue as its number, red in the middle: 17 from first to last, the middle kept."""
+    clip = torch.zeros(2, 81, 96, 160, 3, dtype=torch.uint8)
+    clip[..., 2] = torch.arange(81)[:, None, None]
+    clip[:, :, :, 70:90, 0] = 200
+    small = thumbnails(clip)
+    assert small.shape == (2, 17, 64, 64, 3) and small.dtype == torch.uint8
+    assert small[0, :, 0, 0, 2].tolist() == list(range(0, 81, 5))
+    assert (small[0, :, 32, 32, 0] == 200).all() and (small[0, :, 32, (0, 63), 0] == 0).all()
+    tiny = torch.randint(0, 256, (2, 17, 64, 64, 3), dtype=torch.uint8)
+    assert torch.equal(thumbnails(tiny), tiny)
 
 
 def plan_of(run: Path) -> list[dict[str, Any]]:
