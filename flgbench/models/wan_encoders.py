@@ -36,7 +36,8 @@ class Part:
 
     def get(self) -> Any:
         if self.loaded is None:
-            self.loaded = self.read()
+            with torch.inference_mode(False):  # whoever asks first: weights read in inference mode could never be trained
+                self.loaded = self.read()
         return self.loaded
 
     def release(self) -> None:
