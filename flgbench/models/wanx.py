@@ -22,7 +22,7 @@ from flgbench.models.base import Condition, PassTally, Placement, SelfAttention
 from flgbench.models.folded_conv import SMALL, fold_convolutions
 from flgbench.models.wan_attention import kind_of, project, with_kind
 from flgbench.models.wan_checkpoint import OWN, Checkpoint, ClipSettings
-from flgbench.models.wan_encoders import IMAGE_TOKENS, Held, Part, WanEncoders, check_room, config_of, part, unchanged
+from flgbench.models.wan_encoders import IMAGE_TOKENS, Held, Part, WanEncoders, check_room, part, unchanged
 from flgbench.models.wan_presets import denoiser_size
 
 # Beside config.json, not in it: diffusers warns of every key that its model does not know.
@@ -82,7 +82,7 @@ class WanX(WanEncoders):
         if not isinstance(transformer, Part):
             ready(transformer)
         self.tally = PassTally()
-        self.n_teacher_blocks = config_of(transformer)["num_layers"]
+        self.n_teacher_blocks = transformer.config["num_layers"]
         self._kept = tuple(range(self.n_teacher_blocks))
 
     @classmethod
