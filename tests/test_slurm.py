@@ -110,7 +110,7 @@ def test_what_is_done_is_not_submitted_and_what_is_queued_is_waited_for() -> Non
 
 def test_no_task_waits_for_a_step_that_it_does_not_need() -> None:
     """For the default plan, with what SLURM lets an array say: `after` for all its tasks, or the same index."""
-    everything = {kind: tuple(registry(kind).names()) for kind in ("methods", "baselines")}
+    everything = {"methods": tuple(registry("methods").names()), "baselines": tuple(registry("baselines").groups()["all"])}
     made = plan(RunSettings(**everything), {"cores": 2})
     arrays = group(made, made.steps, PROFILE)
     assert sorted(k for a in arrays for k in a.keys) == sorted(made.steps)
