@@ -56,11 +56,10 @@ def table(groups: Sequence[Group]) -> Table | None:
     if len(families) < 2:
         return None
     shown = BY_KEY[HEADLINE]
-    columns = []
+    columns = [Column(s, f"{TITLES[s]}, all", "geometric mean", "↑") for s in SPEEDS.values()]
     for name in families:
-        columns.append(Column(f"{name}:{HEADLINE}", f"{shown.title}, {name}", shown.unit, shown.arrow, shown.meaning))
-        columns += [Column(f"{name}:{s}", f"{TITLES[s]}, {name}", "speed-up", "↑") for s in SPEEDS.values()]
-    columns += [Column(s, f"{TITLES[s]}, all", "geometric mean", "↑") for s in SPEEDS.values()]
+        columns.append(Column(f"{name}:{HEADLINE}", shown.title, f"{name}, {shown.unit}", shown.arrow))
+        columns += [Column(f"{name}:{s}", TITLES[s], f"{name}, times", "↑") for s in SPEEDS.values()]
     cells: dict[str, Cell] = {}
     for group in families.values():
         for cell in group.run.cells:

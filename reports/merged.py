@@ -21,7 +21,7 @@ from reports.main_table import tables as main_tables
 from reports.merge import Group, Section, merge
 from reports.tables import Column, Entry, Row, Table, write
 
-SHOWN = tuple(BY_KEY[key] for key in (HEADLINE, "motion_ratio", "turn_error", "sharpness_ratio", "turn_diversity"))
+SHOWN = tuple(BY_KEY[key] for key in (HEADLINE, "motion_ratio", "turn_diversity"))
 FIGURES = ("pareto", "profile")
 
 
