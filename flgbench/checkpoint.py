@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -122,7 +123,7 @@ def load_sharded(
 ) -> dict[str, float]:
     """Restore modules, optimisers and `tensors` in place; returns the scalars. Each process reads what it holds."""
     reader = HuggingFaceStorageReader(str(folder))
-    told = reader.read_metadata().state_dict_metadata
+    told: dict[str, Any] = reader.read_metadata().state_dict_metadata  # all of tensors
     content = _content(modules, {}, tensors, {})
     states: dict[str, dict[int, dict[str, torch.Tensor]]] = {name: {} for name in optimizers}
     scalars: dict[str, torch.Tensor] = {}

@@ -86,7 +86,7 @@ def run(
         model,
         scale,
         assignments,
-        recipe,
+        recipe=recipe,
         checkpoint=checkpoint,
         revision=revision,
         budget=budget,

@@ -37,7 +37,7 @@ def show_plan(settings: Any, out: Path, as_json: bool, profile: Any, max_jobs: i
     estimate = Estimate.of(settings, steps, profile)
     if as_json:
         states = {k: s.state for k, s in status.items()}
-        more = {"arrays": arrays} if profile is not None else {}
+        more: dict[str, Any] = {"arrays": arrays} if profile is not None else {}
         more |= {"costs": estimate.record(), "assumed": estimate.assumptions()}
         print(json.dumps(work.plan_record(steps, settings) | {"status": states} | more))
         return

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -98,7 +98,7 @@ class Weights:
             for module in self.modules.values():
                 module.to(distributed.device())
             distributed.shard(self.modules, self.optimizers.values())
-        self.ema_decay = (self.sized and self.sized.ema_decay) or stage.ema_decay
+        self.ema_decay = (self.sized and self.sized.ema_decay) or stage.ema_decay or 0.0
         self.ema_from = self.sized.ema_from if self.sized else 0
         named = self.student.named_parameters()
         self.ema = {k: v.detach().clone() for k, v in named} if self.ema_decay else {}
@@ -106,8 +106,9 @@ class Weights:
     def _shard_all(self, sized: SizedSettings) -> None:
         self.frozen = self.stage.frozen()
         for module in (*self.modules.values(), *self.frozen.values()):
-            if sized.activation_checkpointing and hasattr(module, "enable_gradient_checkpointing"):
-                module.enable_gradient_checkpointing()
+            enable: Any = getattr(module, "enable_gradient_checkpointing", None)  # of diffusers' models
+            if sized.activation_checkpointing and enable:
+                enable()
         compute = torch.bfloat16 if sized.precision == "bf16" else torch.float32
         sharding = distributed.Sharding(compute, sized.offload)
         distributed.shard(self.modules, self.optimizers.values(), sharding)

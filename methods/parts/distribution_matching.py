@@ -8,7 +8,7 @@ MagicDistillation puts other networks into the same loop (`weak_to_strong`).
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -115,7 +115,7 @@ class DistributionMatching(TrainedStage):
         return {} if adapted else {"real": self.real.transformer}
 
     @classmethod
-    def footprint(cls, settings: MatchSettings, kept: float) -> Footprint:
+    def footprint(cls, settings: Any, kept: float) -> Footprint:
         told = cls._footprint(settings, kept, real=2.0 + (kept if settings.beta2 > 0 and kept < 1 else 0.0))
         if settings.critic == "dense":
             return told
