@@ -92,7 +92,7 @@ def run(
         model,
         scale,
         assignments,
-        recipe,
+        recipe=recipe,
         checkpoint=checkpoint,
         revision=revision,
         external=external,

@@ -87,15 +87,7 @@ def _with_recipe(name: str, scale: str, methods: tuple[str, ...], given: dict[st
     return settings
 
 
-def run_settings(
-    methods: str,
-    baselines: str,
-    model: str,
-    scale: str,
-    assignments: list[str] | None,
-    recipe: str | None = None,
-    **options: Any,
-) -> Any:
+def run_settings(methods: str, baselines: str, model: str, scale: str, assignments: list[str] | None, **options: Any) -> Any:
     """The checked `RunSettings`; an option that is None keeps its default. Raises UsageError."""
     from flgbench.settings import build_settings, parse_assignments
 
@@ -110,6 +102,7 @@ def run_settings(
 
     registry("families").check(model)
     settings = options.pop("method_settings", None) or parse_assignments(assignments or [])
+    recipe = options.pop("recipe", None)
     if recipe is not None:
         settings = _with_recipe(recipe, scale, values["methods"], settings, options)
     values |= {"recipe": recipe, "training": settings.pop("training", {}), "method_settings": settings}

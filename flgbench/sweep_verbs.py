@@ -68,7 +68,7 @@ def ablate(
         chosen = [chosen[0].with_values(sweeps.values_of(values))]
     options = {"budget": budget, "conditions": conditions, "pairs": pairs, "seed": seed}
     variants = tuple(variant for ablation in chosen for variant in ablation.variants())
-    settings = run_settings(chosen[0].method, BESIDE, model, scale, plain, recipe, variants=variants, **options)
+    settings = run_settings(chosen[0].method, BESIDE, model, scale, plain, recipe=recipe, variants=variants, **options)
     launch(settings, out, executor, profile, max_jobs, slots=slots, dry_run=dry_run, as_json=as_json)
 
 

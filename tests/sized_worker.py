@@ -22,6 +22,7 @@ from train_worker import AveragedRecovery, RecoverySettings
 
 from flgbench import distributed, training
 from flgbench.checkpoint import check_saved
+from flgbench.models.wanx import cast
 from flgbench.stage import Roles, TrainedStage
 from flgbench.training import LoopSettings
 from methods.parts.content import ContentDistillation, ContentSettings
@@ -41,6 +42,7 @@ class Scenario:
     iterations: int = 6
     kill_at: int | None = None  # every process ends itself by SIGKILL in this iteration
     folder: str = ""  # of another scenario, which this one continues
+    stored: torch.dtype = torch.float32  # of the teacher's large matrices, as a real checkpoint is read
 
 
 SCENARIOS = {
@@ -57,8 +59,9 @@ SCENARIOS = {
     "magic-sized": Scenario("magic", 2, FP32, iterations=4),
     "adapted-plain": Scenario("adapted", 1, iterations=4),
     "adapted-sized": Scenario("adapted", 2, FP32, iterations=4),
+    "adapted-bf16": Scenario("adapted", 2, {}, iterations=4, stored=torch.bfloat16),
     "icmd-plain": Scenario("icmd", 1, iterations=4),
-    "icmd-bf16": Scenario("icmd", 2, {}, iterations=4),
+    "icmd-bf16": Scenario("icmd", 2, {}, iterations=4, stored=torch.bfloat16),
 }
 
 
@@ -83,10 +86,12 @@ def run(name: str, root: Path) -> None:
     (folder / "work").mkdir(parents=True, exist_ok=True)
     (folder / "importance.json").write_text(json.dumps({"redundant": [0, 2]}))
     teacher = build_tiny_model()
+    data = build_tiny_data(teacher)
+    cast(teacher.transformer, scenario.stored)
     if scenario.sized and distributed.rank() > 0:
         teacher.transformer.to("meta")  # the first process's weights are enough
     artifacts = {"importance": folder} if scenario.stage == "recovery" else {}
-    stage = make(scenario.stage, Roles(teacher, build_tiny_data(teacher), artifacts))
+    stage = make(scenario.stage, Roles(teacher, data, artifacts))
     reductions = count_reductions()
 
     def log(**line: float) -> None:

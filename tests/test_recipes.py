@@ -27,7 +27,7 @@ def recipe(name: str) -> Recipe:
 
 def run_of(name: str) -> RunSettings:
     """Euler and the recipe's methods at tiny scale: it is another scale's, but its settings are settings anywhere."""
-    return run_settings(",".join(recipe(name).methods()), "euler", "wanx", "tiny", None, name)
+    return run_settings(",".join(recipe(name).methods()), "euler", "wanx", "tiny", None, recipe=name)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -72,11 +72,11 @@ def test_the_papers_iterations() -> None:
 def test_what_is_set_goes_over_the_recipe() -> None:
     name = "dmd2-self-forcing-plus"
     given = ["dmd2.lr=3e-6", "training.batch=32", "training.iterations=10"]
-    settings = run_settings("dmd2", "euler", "wanx", "tiny", given, name)
+    settings = run_settings("dmd2", "euler", "wanx", "tiny", given, recipe=name)
     assert settings.method_settings["dmd2"]["lr"] == 3e-6 and settings.method_settings["dmd2"]["fake_lr"] == 4e-7
     assert settings.training["batch"] == 32 and settings.training["iterations"] == 10
     assert settings.training["sized"] == {"ema_decay": 0.99, "ema_from": 200}
-    budget = run_settings("dmd2", "euler", "wanx", "tiny", None, name, budget=500.0)
+    budget = run_settings("dmd2", "euler", "wanx", "tiny", None, recipe=name, budget=500.0)
     assert "iterations" not in budget.training and budget.budget == 500
 
 

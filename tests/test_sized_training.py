@@ -113,16 +113,17 @@ def test_adapters_whose_scale_changes_between_passes(kind: str, trained: Callabl
     assert_same_training(trained(f"{kind}-sized"), trained(f"{kind}-plain"))
 
 
-@pytest.mark.parametrize("kind", ["dmd2", "icmd"])
+@pytest.mark.parametrize("kind", ["dmd2", "adapted", "icmd"])
 def test_bf16_trains_and_stays_near_fp32(kind: str, trained: Callable[[str], Path]) -> None:
-    """Losses within 1 %; weights, whose masters are fp32, moved as far and by 95 % in the same direction."""
+    """Losses within 1 %, also from a teacher stored in bf16; the student's masters are fp32. From an fp32 teacher they moved
+    as far and by 95 % in the same direction."""
     ours, theirs = curve(trained(f"{kind}-bf16")), curve(trained(f"{kind}-plain"))
     for a, b in zip(ours, theirs, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=0.01)
     start = build_tiny_model().transformer.state_dict()
     mine, expected = weights(trained(f"{kind}-bf16")), weights(trained(f"{kind}-plain"))
     assert all(value.dtype == torch.float32 for value in mine.values())
-    if mine.keys() == start.keys():  # a pruned student's blocks have other names
+    if kind == "dmd2":
         moved = [torch.cat([(w[k] - start[k]).flatten() for k in start]) for w in (mine, expected)]
         assert torch.cosine_similarity(*moved, dim=0) > 0.95
         assert moved[0].norm() == pytest.approx(moved[1].norm().item(), rel=0.05)

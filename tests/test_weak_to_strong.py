@@ -18,15 +18,8 @@ from methods.magic_distillation import MagicDistillation, MagicDistillationSetti
 from methods.parts.adversarial import FeatureDiscriminator
 from methods.parts.distribution_matching import DistributionMatching, MatchSettings, matching_gradient
 from methods.parts.importance import ImportanceSettings
-from methods.parts.weak_to_strong import (
-    ADAPTER,
-    WeakToStrong,
-    WeakToStrongSettings,
-    lora_layers,
-    lora_share,
-    set_lora_scale,
-    with_lora,
-)
+from methods.parts.lora import ADAPTER, lora_layers, lora_share, set_lora_scale, with_lora
+from methods.parts.weak_to_strong import WeakToStrong, WeakToStrongSettings
 
 pytestmark = pytest.mark.usefixtures("log_every_iteration")
 
