@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from flgbench.models.base import VideoModel
+from flgbench.errors import UsageError
+from flgbench.models.base import StudentShape, VideoModel
 from flgbench.sampling import SamplerSettings
 from flgbench.settings import Settings
 from flgbench.stage import Stage
@@ -106,6 +107,16 @@ class Method(ABC):
         for no training.
         """
         return False
+
+    def shape(self) -> StudentShape:
+        """What the student computes, as far as settings tell it: its time is known before it is trained.
+
+        How many blocks of each kind decide the time of a pass, not which: where only training tells which, any will do.
+        Raises UsageError when not even their number is known.
+        """
+        if self.keeps_network():
+            return StudentShape.without(self.preset.blocks)
+        raise UsageError(f"{self.label}: only a trained student tells what it computes; `flgbench run` trains and times it")
 
 
 @dataclass(frozen=True)
