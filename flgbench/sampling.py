@@ -171,7 +171,8 @@ def _denoise(
     branch: Callable[[str], AbstractContextManager] = nullcontext,
 ) -> tuple[torch.Tensor, int]:
     def noise(draw: int) -> torch.Tensor:
-        return torch.stack([clip_noise(c, s, draw, model.latent_shape) for c, s in identities])
+        # Drawn on the CPU, where it does not depend on the device.
+        return torch.stack([clip_noise(c, s, draw, model.latent_shape) for c, s in identities]).to(model.device)
 
     velocity = GuidedVelocity(model, condition, settings.guidance_scale, batched_cfg, branch)
     return solve(velocity, noise, settings), velocity.nfe

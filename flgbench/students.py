@@ -148,7 +148,10 @@ class Student:
                 on_step()
             return v
 
-        return solve(counted, lambda _: torch.randn(1, *self.model.latent_shape, generator=generator), self.sampler)
+        def noise(_: int) -> torch.Tensor:
+            return torch.randn(1, *self.model.latent_shape, generator=generator).to(self.model.device)
+
+        return solve(counted, noise, self.sampler)
 
 
 def load_student(name: str, out: Path | str = "flgbench-out") -> Student:

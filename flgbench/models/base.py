@@ -40,7 +40,8 @@ class Condition:
     """What a clip is generated from.
 
     text: (B, L, D) caption embeddings; negative_text: (1, L, D) those of the negative caption;
-    image: (B, C', T, H, W) the family's encoding of the first frame, concatenated to the latents by the model.
+    image: (B, C', T, H, W) the family's encoding of the first frame, which the model concatenates to the latents or puts
+    in the place of their first frame (T = 1).
     extras: what else a family's denoiser is told, (B, ...) each, for example an image encoder's tokens or a mask of the
     caption's length; negative_extras: (1, ...) those that differ with the negative caption, by the same names.
     """
@@ -118,8 +119,19 @@ class VideoModel(ABC):
     def velocity(self, x: torch.Tensor, t: torch.Tensor, condition: Condition, skip: Sequence[int] = ()) -> torch.Tensor:
         """Velocity at x (B, C, T, H, W) and times t (B,) in [0, 1]; blocks in `skip` are bypassed whole.
 
+        Inputs may be anywhere: they are taken to the model's device and dtype. The velocity is fp32, on that device.
         `skip` holds positions in the present list of blocks (0 ... n_blocks - 1).
         """
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where the denoiser is: there its velocities, latents and conditions are; clips in pixels are on the CPU."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """Of the denoiser's large matrices, and so of its matrix products."""
 
     @property
     @abstractmethod
@@ -187,12 +199,16 @@ class VideoModel(ABC):
         return sum(p.numel() for p in self.transformer.parameters())
 
     @abstractmethod
+    def release_encoders(self) -> None:
+        """Free the encoders that can be read again; they are, when they are needed again."""
+
+    @abstractmethod
     def encode_video(self, video: torch.Tensor) -> torch.Tensor:
         """(B, T, H, W, 3) uint8 pixels -> (B, C, T', H', W') normalised latents."""
 
     @abstractmethod
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Normalised latents -> (B, T, H, W, 3) uint8 pixels."""
+        """Normalised latents -> (B, T, H, W, 3) uint8 pixels, on the CPU."""
 
     @abstractmethod
     def encode_text(self, captions: Sequence[str]) -> torch.Tensor:

@@ -44,6 +44,10 @@ def fold_convolutions(vae: AutoencoderKLWan) -> AutoencoderKLWan:
     return vae
 
 
+def is_folded(vae: AutoencoderKLWan) -> bool:
+    return isinstance(vae.encoder.conv_in, FoldedCausalConv3d)
+
+
 def encode_in_two_chunks(vae: AutoencoderKLWan, pixels: torch.Tensor) -> torch.Tensor:
     """Posterior mode (B, z, T', H', W') of pixels (B, 3, T, H, W), as `vae.encode(pixels).latent_dist.mode()`.
 

@@ -88,8 +88,13 @@ class BlockWithoutSelfAttention(nn.Module):
     def forward(
         self, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor, temb: torch.Tensor, rotary_emb: Rotary
     ) -> torch.Tensor:
-        """Tokens (B, N, width) to tokens; `temb` is (B, 6, width), of which the last three modulate the feed-forward."""
-        shift, scale, gate = (self.scale_shift_table + temb[:, 3:].float()).chunk(3, dim=1)
+        """Tokens (B, N, width) to tokens. `temb` is (B, 6, width), or (B, N, 6, width) where tokens have their own times.
+
+        Its last three modulate the feed-forward.
+        """
+        shift, scale, gate = (self.scale_shift_table + temb[..., 3:, :].float()).chunk(3, dim=-2)
+        if temb.ndim == 4:
+            shift, scale, gate = shift.squeeze(2), scale.squeeze(2), gate.squeeze(2)
         x = hidden_states
         x = x + self.attn2(self.norm2(x.float()).type_as(x), encoder_hidden_states, None, None)
         out = self.ffn((self.norm3(x.float()) * (1 + scale) + shift).type_as(x))

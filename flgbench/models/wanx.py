@@ -4,87 +4,113 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-import transformers
+from accelerate import init_empty_weights
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5EncoderModel
+from transformers import AutoTokenizer, UMT5EncoderModel
 
-from flgbench.models.base import Condition, PassTally, SelfAttention, VideoModel
-from flgbench.models.folded_conv import decode_in_two_chunks, encode_in_two_chunks, fold_convolutions
+from flgbench import flow
+from flgbench.models.base import Condition, PassTally, SelfAttention
+from flgbench.models.folded_conv import fold_convolutions
 from flgbench.models.wan_attention import kind_of, project, with_kind
+from flgbench.models.wan_encoders import IMAGE_TOKENS, Held, Part, WanEncoders, config_of, part
 
 # Beside config.json, not in it: diffusers warns of every key that its model does not know.
 KEPT_BLOCKS = "kept_blocks.json"
 SELF_ATTENTION = "self_attention.json"  # one of 'full', 'frame', 'none' a block; not there: all 'full'
 
 
-class WanX(VideoModel):
-    """A Wan image-to-video model: first-frame latents and a mask are concatenated to the 16 noisy channels.
+SMALLEST_TIME = 1e-6  # no sampler evaluates a velocity at time 0
 
-    `clip_shape` is (frames, height, width) in pixels; `text_length` the number of caption tokens the model sees.
+
+def ready(transformer: Any) -> Any:
+    """`transformer` with rotary angles in fp32: diffusers keeps them in fp64, which makes every rotation fp64."""
+    transformer.rope.float()
+    return transformer
+
+
+def cast(transformer: Any, dtype: torch.dtype) -> Any:
+    """`transformer` in `dtype`, but for what diffusers keeps in fp32 when it loads a denoiser. In place."""
+    for name, parameter in transformer.named_parameters():
+        kept = set(name.split(".")) & set(transformer._keep_in_fp32_modules)
+        parameter.data = parameter.data.to(torch.float32 if kept else dtype)
+    return transformer
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a denoiser is and in which dtype its large matrices are."""
+
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+
+
+class WanX(WanEncoders):
+    """A Wan image-to-video model, in the two layouts of diffusers' `WanImageToVideoPipeline`.
+
+    Wan 2.1: a mask and the first frame's latents are concatenated to the noisy channels, and an image encoder's tokens,
+    where the model has one, go beside the text. Wan 2.2 TI2V (`per_token_times`): the first latent frame is given, clean,
+    at time 0, and every token has its own time.
+
+    Each part is a module, or a `Part` that is read when it is first needed; a denoiser that is a `Part` tells its
+    `placement`, where it will be. The denoiser runs in its own dtype; `x`, times and velocities are fp32.
     """
+
+    transformer = Held()
 
     def __init__(
         self,
-        transformer: WanTransformer3DModel,
-        vae: AutoencoderKLWan,
-        text_encoder: UMT5EncoderModel,
-        tokenizer: PreTrainedTokenizerBase,
+        transformer: Any,
+        vae: Any,
+        text_encoder: Any,
+        tokenizer: Any,
         clip_shape: tuple[int, int, int],
         text_length: int,
         negative_caption: str = "",
+        *,
+        image_encoder: Any = None,
+        image_processor: Any = None,
+        per_token_times: bool = False,
+        placement: Placement = Placement(),
     ) -> None:
-        self.transformer, self.vae = transformer, vae
-        transformer.rope.float()  # diffusers keeps the angles in fp64, which makes every rotation fp64 on a CPU
-        self.text_encoder, self.tokenizer = text_encoder, tokenizer
-        self.text_length, self.negative_caption = text_length, negative_caption
+        around = (vae, text_encoder, tokenizer, image_encoder, image_processor)
+        super().__init__(*around, clip_shape, text_length, negative_caption, per_token_times)
+        self.placement = placement
+        self.transformer = transformer
+        if not isinstance(transformer, Part):
+            ready(transformer)
         self.tally = PassTally()
-        self.n_teacher_blocks = len(transformer.blocks)
-        self._kept = tuple(range(len(transformer.blocks)))
-        frames, height, width = clip_shape
-        self.stride = (vae.config.scale_factor_temporal, vae.config.scale_factor_spatial)
-        self.clip_shape = clip_shape
-        self.latent_shape = (
-            vae.config.z_dim,
-            (frames - 1) // self.stride[0] + 1,
-            height // self.stride[1],
-            width // self.stride[1],
-        )
+        self.n_teacher_blocks = config_of(transformer)["num_layers"]
+        self._kept = tuple(range(self.n_teacher_blocks))
 
     @classmethod
-    def load(cls, folder: Path) -> WanX:
-        """Load a diffusers folder with a `flgbench.json` beside its parts. Frozen, eval mode, fp32."""
-        for library in (diffusers, transformers):  # their bars would run through ours
-            library.utils.logging.disable_progress_bar()
-        config = json.loads((folder / "flgbench.json").read_text())
-        denoiser = WanTransformer3DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32)
-        vae = AutoencoderKLWan.from_pretrained(folder / "vae", torch_dtype=torch.float32)
-        text_encoder = UMT5EncoderModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
-        for module in (denoiser, vae, text_encoder):
-            module.requires_grad_(False).eval()
+    def load(cls, folder: Path, placement: Placement = Placement()) -> WanX:
+        """The diffusers folder with a `flgbench.json` beside its parts, which are read when needed. Frozen, eval mode."""
+        settings = json.loads((folder / "flgbench.json").read_text())
         return cls(
-            denoiser,
-            fold_convolutions(vae),
-            text_encoder,
-            AutoTokenizer.from_pretrained(folder / "tokenizer"),
-            tuple(config["clip_shape"]),
-            config["text_length"],
-            config["negative_caption"],
+            part(WanTransformer3DModel, folder / "transformer", placement.dtype, lambda t: ready(t).to(placement.device)),
+            part(AutoencoderKLWan, folder / "vae", torch.float32, fold_convolutions),
+            part(UMT5EncoderModel, folder / "text_encoder", placement.dtype),
+            Part(lambda: AutoTokenizer.from_pretrained(folder / "tokenizer")),
+            tuple(settings["clip_shape"]),
+            settings["text_length"],
+            settings["negative_caption"],
+            placement=placement,
         )
 
     def with_transformer(self, folder: Path) -> WanX:
         """The same encoders with the denoiser stored in `folder`."""
-        denoiser = self._read(folder)
-        denoiser.rope.float()
-        twin = self._twin(denoiser.requires_grad_(False).eval())
+        denoiser = self._read(folder).to(self.device)
+        twin = self._twin(ready(denoiser).requires_grad_(False).eval())
         twin._kept = tuple(json.loads((folder / KEPT_BLOCKS).read_text()))
         return twin
 
@@ -92,20 +118,34 @@ class WanX(VideoModel):
         file = folder / SELF_ATTENTION
         kinds = json.loads(file.read_text()) if file.exists() else []
         if all(kind == "full" for kind in kinds):
-            return WanTransformer3DModel.from_pretrained(folder, torch_dtype=torch.float32)
+            return WanTransformer3DModel.from_pretrained(folder, dtype=self.dtype)
         # `from_pretrained` knows only whole blocks: it would make up the weights that are gone.
-        denoiser = WanTransformer3DModel.from_config(WanTransformer3DModel.load_config(folder))
+        with init_empty_weights(include_buffers=False):
+            denoiser = WanTransformer3DModel.from_config(WanTransformer3DModel.load_config(folder))
         self._set_self_attention(denoiser, kinds)
         weights: dict[str, torch.Tensor] = {}
-        for part in folder.glob("*.safetensors"):  # large models are saved in several
-            weights |= load_file(part)
-        denoiser.load_state_dict(weights)
-        return denoiser
+        for shard in folder.glob("*.safetensors"):  # large models are saved in several
+            weights |= load_file(shard)
+        denoiser.load_state_dict(weights, assign=True)
+        return cast(denoiser, self.dtype)
 
     def _twin(self, transformer: WanTransformer3DModel) -> WanX:
         twin = copy.copy(self)
         twin.transformer = transformer
         return twin
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.placement.device) if self._unread else self.transformer.patch_embedding.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.placement.dtype if self._unread else self.transformer.patch_embedding.weight.dtype
+
+    @property
+    def _unread(self) -> bool:
+        held = vars(self)["transformer"]
+        return isinstance(held, Part) and held.loaded is None
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -133,12 +173,31 @@ class WanX(VideoModel):
         # A backward through frozen weights computes the gradient of the input only: one pass, not two.
         backward = 2 if trained else int(torch.is_grad_enabled() and x.requires_grad)
         self.tally.add(len(x) * len(self.blocks) / self.n_teacher_blocks * (1 + backward))
-        return self.transformer(
-            hidden_states=torch.cat([x, condition.image], dim=1),
-            timestep=t * 1000,  # diffusers counts time from 0 to 1000
-            encoder_hidden_states=condition.text,
+        device, dtype = self.device, self.dtype
+        x, t, image = x.to(device).float(), t.to(device).float(), condition.image.to(device).float()
+        tokens = condition.extras.get(IMAGE_TOKENS)
+        seen = torch.cat([image, x[:, :, 1:]], dim=2) if self.per_token_times else torch.cat([x, image], dim=1)
+        velocity = self.transformer(
+            hidden_states=seen.to(dtype),
+            timestep=1000 * (self._token_times(t) if self.per_token_times else t),  # diffusers counts from 0 to 1000
+            encoder_hidden_states=condition.text.to(device, dtype),
+            encoder_hidden_states_image=None if tokens is None else tokens.to(device, dtype),
             return_dict=False,
-        )[0]
+        )[0].float()
+        if not self.per_token_times:
+            return velocity
+        # The given frame's own velocity: from any point of its path straight to the given latents, where every sampler's
+        # clean estimate and last step then are. On the training path it is the velocity that is regressed, eps - x0.
+        given = (x[:, :, :1] - image) / flow.per_clip(t, x).clamp(min=SMALLEST_TIME)
+        return torch.cat([given, velocity[:, :, 1:]], dim=2)
+
+    def _token_times(self, t: torch.Tensor) -> torch.Tensor:
+        """(B, tokens) times of a clip at times t (B,): 0 for the tokens of the given first frame."""
+        _, *patch = self.transformer.config.patch_size
+        frame = math.prod(n // p for n, p in zip(self.latent_shape[2:], patch, strict=True))
+        times = t[:, None].repeat(1, self.token_frames * frame)
+        times[:, :frame] = 0
+        return times
 
     def without_blocks(self, drop: Sequence[int]) -> WanX:
         dropped = set(drop)
@@ -192,50 +251,3 @@ class WanX(VideoModel):
         self.transformer.save_pretrained(folder)
         (folder / KEPT_BLOCKS).write_text(json.dumps(list(self._kept)))
         (folder / SELF_ATTENTION).write_text(json.dumps(list(self.self_attention)))
-
-    def _statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
-        shape = (1, -1, 1, 1, 1)
-        return torch.tensor(self.vae.config.latents_mean).view(shape), torch.tensor(self.vae.config.latents_std).view(shape)
-
-    @torch.no_grad()
-    def _encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        mean, std = self._statistics()
-        return (encode_in_two_chunks(self.vae, pixels) - mean) / std
-
-    def encode_video(self, video: torch.Tensor) -> torch.Tensor:
-        return self._encode(video.permute(0, 4, 1, 2, 3).float().div(127.5).sub(1))
-
-    @torch.no_grad()
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        mean, std = self._statistics()
-        pixels = decode_in_two_chunks(self.vae, latents * std + mean)
-        return pixels.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 4, 1)
-
-    @torch.no_grad()
-    def encode_text(self, captions: Sequence[str]) -> torch.Tensor:
-        tokens = self.tokenizer(
-            list(captions), padding="max_length", max_length=self.text_length, truncation=True, return_tensors="pt"
-        )
-        hidden = self.text_encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
-        return hidden * tokens.attention_mask[..., None]
-
-    def remarks(self, caption: str) -> list[str]:
-        count = len(self.tokenizer(caption).input_ids)
-        words = {w: self.tokenizer(w, add_special_tokens=False).input_ids for w in caption.split()}
-        unknown = [word for word, ids in words.items() if self.tokenizer.unk_token_id in ids]
-        return [f"the model does not know: {', '.join(unknown)}"] * bool(unknown) + [
-            f"the model reads the first {self.text_length} of the prompt's {count} tokens"
-        ] * (count > self.text_length)
-
-    def encode_image(self, images: torch.Tensor) -> torch.Tensor:
-        # Wan 2.1 encodes the first frame followed by grey frames, and marks with 4 mask channels which pixels are given.
-        frames, height, width = self.clip_shape
-        pixels = torch.zeros(len(images), 3, frames, height, width)
-        pixels[:, :, 0] = images.permute(0, 3, 1, 2).float().div(127.5).sub(1)
-        latents = self._encode(pixels)
-        mask = torch.zeros(len(images), self.stride[0], *latents.shape[2:])
-        mask[:, :, 0] = 1
-        return torch.cat([mask, latents], dim=1)
-
-    def condition(self, images: torch.Tensor, captions: Sequence[str]) -> Condition:
-        return Condition(self.encode_text(captions), self.encode_text([self.negative_caption]), self.encode_image(images))
