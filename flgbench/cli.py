@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from flgbench import student_verbs, sweep_verbs, tune_verb, upkeep
+from flgbench import latency_verb, student_verbs, sweep_verbs, tune_verb, upkeep
 from flgbench.errors import UsageError
 from flgbench.launch import launch
 from flgbench.options import (
@@ -213,7 +213,8 @@ def list_(kind: Annotated[Kind, typer.Argument()] = Kind.methods, as_json: AsJso
         print(f"{name:20} {description}")
 
 
-for examples in (sweep_verbs.EXAMPLES, tune_verb.EXAMPLES, student_verbs.EXAMPLES, upkeep.EXAMPLES):
+verbs = (sweep_verbs, tune_verb, latency_verb, student_verbs, upkeep)
+for examples in (module.EXAMPLES for module in verbs):
     for verb, epilog in examples.items():
         app.command(verb.__name__.replace("_", "-"), epilog=epilog)(verb)
 

@@ -40,6 +40,14 @@ class FamilyPreset:
         )
 
 
+@dataclass(frozen=True)
+class Around:
+    """About what a clip takes besides its network passes: FLOPs of encoders and decoder, bytes beyond weights."""
+
+    flops: int
+    activation_bytes: int
+
+
 class Family(ABC):
     """A model family, for example wanx: loads teachers, knows presets."""
 
@@ -60,6 +68,21 @@ class Family(ABC):
     @abstractmethod
     def load(self, scale: str) -> VideoModel:
         """The teacher, frozen. Raises UsageError when the weights do not match their recorded hash."""
+
+    def untrained(self, scale: str, clip: tuple[int, int, int], device: str, dtype: torch.dtype) -> VideoModel:
+        """The teacher's architecture with random weights on `device`, 'meta' included, for clips (frames, height, width).
+
+        Raises UsageError where a family has none, or not for such clips.
+        """
+        raise UsageError(f"family '{self.name}' builds nothing with random weights: give --weights teacher")
+
+    def pass_flops(self, model: VideoModel) -> Mapping[str, int]:
+        """FLOPs of one network pass of `model` for one clip by part, by formula; empty where a family has none."""
+        return {}
+
+    def around(self, model: VideoModel) -> Around:
+        """What clips of `model`, an `untrained` one on 'meta', take besides passes."""
+        return Around(0, 0)
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
-from flgbench.contracts import Family, FamilyPreset
+import torch
+
+from flgbench.contracts import Around, Family, FamilyPreset
 from flgbench.models.base import VideoModel
 from flgbench.shipped import HASHES, verify
 from flgbench.store import sha256
@@ -41,3 +45,18 @@ class WanXFamily(Family):
 
         verify(self.folder(scale))
         return WanX.load(self.folder(scale))
+
+    def untrained(self, scale: str, clip: tuple[int, int, int], device: str, dtype: torch.dtype) -> VideoModel:
+        from flgbench.models import wan_random
+
+        return wan_random.build(scale, clip, device, dtype)
+
+    def pass_flops(self, model: VideoModel) -> Mapping[str, int]:
+        from flgbench.models import wan_random
+
+        return asdict(wan_random.pass_flops(model))
+
+    def around(self, model: VideoModel) -> Around:
+        from flgbench.models import wan_random
+
+        return Around(wan_random.around_flops(model), wan_random.activation_bytes(model))
