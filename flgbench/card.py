@@ -54,7 +54,13 @@ def conditions_hash(images: torch.Tensor, captions: Sequence[str]) -> str:
 
 
 def card(
-    images: torch.Tensor, captions: Sequence[str], clips: int, sampler: SamplerSettings | None, nfe: int, attention: str
+    images: torch.Tensor,
+    captions: Sequence[str],
+    clips: int,
+    sampler: SamplerSettings | None,
+    nfe: int,
+    attention: str,
+    dtype: str = "float32",
 ) -> dict[str, Any]:
     """What the clips of one cell were made from. Controls without a network have no sampler and no attention."""
     made = sampler.model_dump(mode="json", exclude_none=True) | {"NFE": nfe} if sampler else {}
@@ -64,7 +70,7 @@ def card(
         "clips": clips,
         "seed_rule": SEED_RULE,
         **made,
-        "dtype": "float32",
+        "dtype": dtype,
         "attention": attention,
         "threads": torch.get_num_threads(),
         "gpu": environment.gpu(),

@@ -16,6 +16,7 @@ from flgbench.options import (
     AsJson,
     Baselines,
     Budget,
+    Checkpoint,
     Conditions,
     Executor,
     Kind,
@@ -25,6 +26,7 @@ from flgbench.options import (
     Out,
     Pairs,
     ProfileName,
+    Revision,
     RunArgument,
     Scale,
     Seed,
@@ -49,13 +51,16 @@ app = typer.Typer(
 
 @app.command(
     epilog="Examples:  flgbench run --methods all --model wanx  |  flgbench run --methods dmd2 --set dmd2.lr=1e-5  |  "
-    "flgbench run --methods fastlightgen --set fastlightgen.match.beta2=0 --out /tmp/beta"
+    "flgbench run --methods fastlightgen --set fastlightgen.match.beta2=0 --out /tmp/beta  |  "
+    "flgbench run --methods fastlightgen --scale 14b --checkpoint /data/Wan2.1-I2V-14B-480P-Diffusers"
 )
 def run(
     methods: Methods = "all",
     baselines: Baselines = "all",
     model: Model = "wanx",
     scale: Scale = "tiny",
+    checkpoint: Checkpoint = None,
+    revision: Revision = None,
     assignments: Set = None,
     budget: Budget = None,
     conditions: Conditions = None,
@@ -78,6 +83,8 @@ def run(
         model,
         scale,
         assignments,
+        checkpoint=checkpoint,
+        revision=revision,
         budget=budget,
         conditions=conditions,
         pairs=pairs,
@@ -93,6 +100,8 @@ def plan(
     baselines: Baselines = "all",
     model: Model = "wanx",
     scale: Scale = "tiny",
+    checkpoint: Checkpoint = None,
+    revision: Revision = None,
     assignments: Set = None,
     budget: Budget = None,
     conditions: Conditions = None,
@@ -111,6 +120,8 @@ def plan(
         baselines,
         model,
         scale,
+        checkpoint,
+        revision,
         assignments,
         budget,
         conditions,

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from flgbench.errors import UsageError
-from flgbench.models.base import StudentShape, VideoModel
+from flgbench.models.base import Placement, StudentShape, VideoModel
 from flgbench.sampling import SamplerSettings
 from flgbench.settings import Settings
 from flgbench.stage import Stage
@@ -49,13 +49,20 @@ class Around:
 
 
 class Family(ABC):
-    """A model family, for example wanx: loads teachers, knows presets."""
+    """A model family, for example wanx: loads teachers, knows presets.
+
+    `checkpoint` is a folder in diffusers layout or a hub id, with its `revision`; None stands for a scale's own.
+    """
 
     name: ClassVar[str]
     scales: ClassVar[tuple[str, ...]]
 
+    def __init__(self, checkpoint: str | None = None, revision: str | None = None) -> None:
+        self.checkpoint, self.revision = checkpoint, revision
+
     @abstractmethod
-    def preset(self, scale: str) -> FamilyPreset: ...
+    def preset(self, scale: str) -> FamilyPreset:
+        """A scale's numbers, which need no weights; of a `checkpoint` that was named, the numbers its folder says."""
 
     @abstractmethod
     def folder(self, scale: str) -> Path:
@@ -66,8 +73,12 @@ class Family(ABC):
         """What identifies the teacher's weights: part of every key that depends on them. Raises UsageError if damaged."""
 
     @abstractmethod
-    def load(self, scale: str) -> VideoModel:
-        """The teacher, frozen. Raises UsageError when the weights do not match their recorded hash."""
+    def load(self, scale: str, placement: Placement | None = None) -> VideoModel:
+        """The teacher, frozen; its parts are read when needed.
+
+        Without a `placement` tiny is on the CPU in fp32, a real scale in bf16 on the GPU if there is one. Raises UsageError
+        for weights that are not there, not whole, not what they should be, or do not fit the device.
+        """
 
     def untrained(self, scale: str, clip: tuple[int, int, int], device: str, dtype: torch.dtype) -> VideoModel:
         """The teacher's architecture with random weights on `device`, 'meta' included, for clips (frames, height, width).

@@ -16,7 +16,7 @@ from pydantic import Field
 from flgbench import devices, environment
 from flgbench.contracts import Baseline, Family, FamilyPreset, Method
 from flgbench.errors import UsageError
-from flgbench.models.base import StudentShape, VideoModel
+from flgbench.models.base import Placement, StudentShape, VideoModel
 from flgbench.registry import did_you_mean, registry
 from flgbench.sampling import SamplerSettings
 from flgbench.settings import Settings, build_settings
@@ -35,6 +35,8 @@ class LatencySettings(Settings):
     model: str = "wanx"
     scale: str = "tiny"
     weights: Literal["random", "teacher"] = "teacher"
+    checkpoint: str | None = None
+    revision: str | None = None
     names: tuple[str, ...] = Field(min_length=1, description="methods and baselines")
     method_settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
     passes_only: tuple[str, ...] = Field((), description="of `names` those of which single passes are timed, no clips")
@@ -86,7 +88,7 @@ def _duration(seconds: float) -> str:
 
 def find_family(settings: LatencySettings) -> tuple[Family, FamilyPreset]:
     """The family and its numbers at the scale asked for. Raises UsageError for unknown ones."""
-    family: Family = registry("families").get(settings.model)()
+    family: Family = registry("families").get(settings.model)(settings.checkpoint, settings.revision)
     if settings.scale not in family.scales:
         raise UsageError(
             f"--scale {settings.scale}: family '{settings.model}' has {', '.join(family.scales)}"
@@ -147,7 +149,7 @@ def builder(settings: LatencySettings, family: Family, clip: tuple[int, int, int
     """What makes the model that is timed."""
     if settings.weights == "random":
         return lambda: family.untrained(settings.scale, clip, settings.device, DTYPES[settings.dtype])
-    return lambda: family.load(settings.scale)
+    return lambda: family.load(settings.scale, Placement(settings.device, DTYPES[settings.dtype]))
 
 
 def size_text(clip: tuple[int, int, int]) -> str:

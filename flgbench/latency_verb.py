@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from flgbench.errors import UsageError
-from flgbench.options import AsJson, Model, Scale, Set
+from flgbench.options import AsJson, Checkpoint, Model, Revision, Scale, Set
 
 
 class Weights(StrEnum):
@@ -45,7 +45,9 @@ def latency(
     methods: Annotated[str, typer.Option("--methods", help="Methods and baselines, separated by commas.")] = DEFAULT,
     model: Model = "wanx",
     scale: Scale = "tiny",
-    weights: Annotated[Weights | None, typer.Option(help="Default: the teacher's at tiny, else random.")] = None,
+    weights: Annotated[Weights | None, typer.Option(help="Default: random; at tiny and of a --checkpoint its own.")] = None,
+    checkpoint: Checkpoint = None,
+    revision: Revision = None,
     assignments: Set = None,
     passes_only: Annotated[
         str, typer.Option("--passes-only", help="Of --methods those of which no whole clips are made.")
@@ -81,6 +83,8 @@ def latency(
     from flgbench.settings import build_settings, parse_assignments
 
     registry("families").check(model)
+    if checkpoint and weights == Weights.random:
+        raise UsageError("--checkpoint names weights: leave out --weights random")
     own = parse_assignments(assignments or [])
     if stray := [owner for owner in own if owner not in names]:
         raise UsageError(f"--set {stray[0]}.…: '{stray[0]}' is not among --methods {methods}")
@@ -99,7 +103,9 @@ def latency(
     values = {
         "model": model,
         "scale": scale,
-        "weights": weights or (Weights.teacher if scale == "tiny" else Weights.random),
+        "weights": weights or (Weights.teacher if checkpoint or scale == "tiny" else Weights.random),
+        "checkpoint": checkpoint,
+        "revision": revision,
         "names": names,
         "method_settings": own,
         "passes_only": only,
@@ -114,8 +120,7 @@ def latency(
     }
     settings = build_settings(work.LatencySettings, values, "latency")
     family, preset = work.find_family(settings)
-    sides = zip((frames, height, width), preset.clip, strict=True)
-    clip = tuple(given if given is not None else own_side for given, own_side in sides)
+    clip = (frames or preset.clip[0], height or preset.clip[1], width or preset.clip[2])
     if clip != preset.clip and settings.weights == "teacher":
         raise UsageError(f"--frames, --height and --width need --weights random: these weights are for {preset.clip}")
     cells = work.find_cells(settings, preset)

@@ -31,7 +31,11 @@ Out = Annotated[Path, typer.Option("--out", help="Folder for artifacts and runs.
 Methods = Annotated[str, typer.Option("--methods", help="Names, 'all', 'controls' or 'none', separated by commas.")]
 Baselines = Annotated[str, typer.Option("--baselines", help="Names or 'all', separated by commas.")]
 Model = Annotated[str, typer.Option("--model", help="Model family.")]
-Scale = Annotated[str, typer.Option("--scale", help="Size of the family; 'tiny' runs on a laptop.")]
+Scale = Annotated[str, typer.Option("--scale", help="Size of the family: 'tiny' runs on a laptop; 5b, 14b, 14b-720p.")]
+Checkpoint = Annotated[
+    str | None, typer.Option("--checkpoint", help="Folder in diffusers layout, or a hub id in the local cache.")
+]
+Revision = Annotated[str | None, typer.Option("--revision", help="Commit, branch or tag of a hub id.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="METHOD.SETTING=VALUE; may be repeated.")]
 Budget = Annotated[float | None, typer.Option("--budget", help="Training budget of each method in network passes.")]
 Conditions = Annotated[int | None, typer.Option("--conditions", help="Test conditions (first frame + caption).")]
@@ -76,6 +80,8 @@ def run_settings(methods: str, baselines: str, model: str, scale: str, assignmen
     from flgbench.plan import RunSettings
 
     given = {k: v for k, v in options.items() if v is not None}
+    if "checkpoint" in given and Path(given["checkpoint"]).is_dir():  # steps run in other folders
+        given["checkpoint"] = str(Path(given["checkpoint"]).resolve())
     return build_settings(RunSettings, values | given | {"threads": environment.cores()}, "run")
 
 

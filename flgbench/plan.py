@@ -78,6 +78,8 @@ class RunSettings(Settings):
 
     model: str = "wanx"
     scale: str = "tiny"
+    checkpoint: str | None = Field(None, description="folder in diffusers layout or hub id; none: the scale's own")
+    revision: str | None = Field(None, description="of a hub id: a commit, branch or tag")
     methods: tuple[str, ...] = ()
     baselines: tuple[str, ...] = ()
     method_settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
@@ -94,13 +96,18 @@ class RunSettings(Settings):
     variants: tuple[Variant, ...] = Field((), description="points of sweeps, further cells of the same plan")
     threads: int = Field(1, ge=1, description="threads of a latency measurement")
 
+    def place(self) -> dict[str, str]:
+        """The teacher that every step of the run starts from, as steps name it: a scale's own has no checkpoint."""
+        names = ("model", "scale", "checkpoint", "revision")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
 
 def plan(run: RunSettings, hardware: Mapping[str, Any]) -> Plan:
     """The steps of `run`; `hardware` keys latency, which is not comparable between machines or library versions.
 
     Raises UsageError for unknown names and settings, before anything has started.
     """
-    family: Family = registry("families").get(run.model)()
+    family: Family = registry("families").get(run.model)(run.checkpoint, run.revision)
     if run.scale not in family.scales:
         raise UsageError(f"--scale {run.scale}: family '{run.model}' has {', '.join(family.scales)}")
     preset = family.preset(run.scale)
@@ -115,7 +122,7 @@ def plan(run: RunSettings, hardware: Mapping[str, Any]) -> Plan:
         steps[step.key] = step
         return step.key
 
-    place = {"model": run.model, "scale": run.scale}
+    place = run.place()
     teacher = add(Step("teacher", run.model, place | {"weights": family.fingerprint(run.scale)}))
     clips = {"split": "train", "count": run.training_clips}
     training = add(Step("data", "train", place | clips, {"teacher": teacher}))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.metadata import entry_points
 from importlib.util import find_spec
@@ -105,3 +105,8 @@ def target_of(cls: type) -> str:
 def registry(kind: str) -> Registry:
     """The one registry of a kind, of `KINDS`."""
     return Registry(kind)
+
+
+def family_of(settings: Mapping[str, Any]) -> Any:
+    """The family that the settings of a run or step name, at the checkpoint that they name."""
+    return registry("families").get(settings["model"])(settings.get("checkpoint"), settings.get("revision"))

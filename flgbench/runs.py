@@ -26,7 +26,8 @@ Runner = Callable[[Plan, Store, Callable[[dict[str, Status]], None]], dict[str, 
 
 def run_name(settings: RunSettings) -> str:
     """Folder of a run: the same settings continue the same run."""
-    return f"{settings.model}-{settings.scale}-{digest(settings.model_dump(mode='json'))}"
+    given = {name: value for name, value in settings.model_dump(mode="json").items() if value is not None}
+    return f"{settings.model}-{settings.scale}-{digest(given)}"
 
 
 def check_writable(out: Path) -> None:

@@ -273,7 +273,6 @@ def measure(
     began = now()
     say("building the model")
     teacher = build()
-    load_s = now() - began
     lanes = make_lanes(teacher, cells, settings.compiled)
     images, captions = make_conditions(teacher, clip, settings.pairs)
     rows = Rows(settings.weights)
@@ -290,6 +289,7 @@ def measure(
             idle_watts(driver),
             len(teacher.blocks),
         )
+        load_s = now() - began  # with what is read when first needed
         ran = observe(watch, order, settings.allow_fallback)
         watch.warm()
         facts = machine(device, settings.dtype, driver)

@@ -40,6 +40,14 @@ class StudentRecord:
     transformer: Path | None
     sampler: Mapping[str, Any]
     self_attention: tuple[str, ...] = ()
+    checkpoint: str | None = None  # and `revision`: the teacher's, where it is not the scale's own
+    revision: str | None = None
+
+    @property
+    def place(self) -> dict[str, str]:
+        """The teacher as steps name it."""
+        named = {"model": self.model, "scale": self.scale, "checkpoint": self.checkpoint, "revision": self.revision}
+        return {name: value for name, value in named.items() if value is not None}
 
 
 def find_student(name: str, out: Path) -> StudentRecord:
@@ -77,6 +85,8 @@ def find_student(name: str, out: Path) -> StudentRecord:
         transformer=transformer,
         sampler={name: card[name] for name in fields if name in card},
         self_attention=tuple(json.loads(kinds.read_text())) if kinds and kinds.exists() else (),
+        checkpoint=record["settings"].get("checkpoint"),
+        revision=record["settings"].get("revision"),
     )
 
 
@@ -162,11 +172,11 @@ def load_student(name: str, out: Path | str = "flgbench-out") -> Student:
 def load(record: StudentRecord) -> Student:
     """Load what `find_student` found. Raises UsageError when the installed teacher is not the one of the run."""
     from flgbench.plan import Step
-    from flgbench.registry import registry
+    from flgbench.registry import family_of
     from flgbench.sampling import SamplerSettings
 
-    family = registry("families").get(record.model)()
-    place = {"model": record.model, "scale": record.scale, "weights": family.fingerprint(record.scale)}
+    family = family_of(record.place)
+    place = {**record.place, "weights": family.fingerprint(record.scale)}
     if Step("teacher", record.model, place).key != record.teacher_key:
         raise UsageError(
             f"run {record.run.name} had another teacher than the installed {record.model}: its students do not fit"

@@ -93,6 +93,14 @@ class Condition:
         )
 
 
+@dataclass(frozen=True)
+class Placement:
+    """Where a denoiser is, and the dtype of its large matrices."""
+
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+
+
 class PassTally:
     """Network passes of single clips, in units of one forward through the dense teacher.
 

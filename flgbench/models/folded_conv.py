@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, patchify, unpatchify
 
+SMALL = 128 * 128  # pixels of a frame up to which two chunks of a clip fit any memory
+
 
 class FoldedCausalConv3d(WanCausalConv3d):
     """`WanCausalConv3d` whose time taps are folded into the channels of a 2-D convolution."""

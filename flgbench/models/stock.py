@@ -80,8 +80,9 @@ def save_pipeline(model: WanX, scheduler: Any, folder: Path) -> None:
         vae=model.vae,
         scheduler=scheduler,
         transformer=model.transformer,
-        image_encoder=None,
-        image_processor=None,
+        image_encoder=model.image_encoder,
+        image_processor=model.image_processor,
+        expand_timesteps=model.per_token_times,
     )
     pipeline.save_pretrained(folder)
 

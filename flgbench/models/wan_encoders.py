@@ -15,7 +15,8 @@ import transformers
 from PIL import Image
 from torch import nn
 
-from flgbench.models.base import Condition, VideoModel
+from flgbench.errors import UsageError
+from flgbench.models.base import Condition, Placement, VideoModel
 from flgbench.models.folded_conv import decode_in_two_chunks, encode_in_two_chunks, is_folded
 
 TILED_ABOVE = 832 * 480  # pixels of a frame: larger ones go through the autoencoder in overlapping tiles
@@ -43,13 +44,44 @@ class Part:
         self.loaded = None
 
 
-def part(cls: Any, folder: Path, dtype: torch.dtype, prepare: Callable[[Any], Any] = lambda module: module) -> Part:
-    """The diffusers or transformers model in `folder`, frozen, in eval mode, in `dtype`, after `prepare`."""
+def check_room(placement: Placement, parameters: int, what: Path) -> None:
+    """Raise UsageError unless the weights fit what is free on a GPU."""
+    needed = parameters * placement.dtype.itemsize
+    if torch.device(placement.device).type != "cuda":
+        return
+    free, _ = torch.cuda.mem_get_info(placement.device)
+    if needed > free:
+        raise UsageError(
+            f"{what}: {needed / 1e9:.1f} GB of weights in {placement.dtype}, and {free / 1e9:.1f} GB are free on "
+            f"{placement.device}: a larger GPU, or a smaller --scale"
+        )
+
+
+def unchanged(module: Any) -> Any:
+    return module
+
+
+def part(
+    cls: Any,
+    folder: Path,
+    dtype: torch.dtype,
+    prepare: Callable[[Any], Any] = unchanged,
+    before: Callable[[], None] = lambda: None,
+) -> Part:
+    """The diffusers or transformers model in `folder`, frozen, in eval mode, in `dtype`, after `prepare`.
+
+    Reading it calls `before` first, and raises UsageError where the files lack some of its weights.
+    """
 
     def read() -> Any:
+        before()
         for library in (diffusers, transformers):  # their bars would run through ours
             library.utils.logging.disable_progress_bar()
-        module = cls.from_pretrained(folder, use_safetensors=True, dtype=dtype)
+        module, found = cls.from_pretrained(folder, use_safetensors=True, dtype=dtype, output_loading_info=True)
+        if missing := sorted(found["missing_keys"]):  # the libraries would make them up
+            raise UsageError(
+                f"{folder}: {len(missing)} weights are missing, {missing[0]} for one: not a whole {cls.__name__}"
+            )
         return prepare(module.requires_grad_(False).eval())
 
     # Older checkpoints leave out what their class has a default for.

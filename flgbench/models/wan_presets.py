@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 # Wan 2.1's VAE is the default of diffusers' class.
@@ -24,6 +25,12 @@ WAN_22_VAE: Mapping[str, Any] = {
     "latents_mean": [0.0] * 48,  # a checkpoint brings its own; zeros and ones leave random weights' latents as they are
     "latents_std": [1.0] * 48,
 }
+# What Wan's own generation scripts extrapolate away from (`sample_neg_prompt`); those of 2.1's I2V put camera shake first.
+NEGATIVE = (
+    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，"
+    "丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，"
+    "杂乱的背景，三条腿，背景人很多，倒着走"
+)
 UMT5_XXL: Mapping[str, Any] = {
     "d_model": 4096,
     "d_kv": 64,
@@ -60,6 +67,46 @@ def _denoiser(heads: int, ffn: int, layers: int, channels: tuple[int, int], **mo
 
 
 @dataclass(frozen=True)
+class DenoiserSize:
+    """Parameters of a `WanTransformer3DModel`: all of them, one block's, and those of a block's self-attention."""
+
+    total: int
+    block: int
+    self_attention: int
+
+
+def denoiser_size(config: Mapping[str, Any]) -> DenoiserSize:
+    """Parameters by the shapes that the arguments of `WanTransformer3DModel` give, without building it.
+
+    Self-attention counts its three rows of the block's modulation table, which go with it when it is deleted.
+    """
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    ffn, text, frequencies = config["ffn_dim"], config.get("text_dim", 4096), config.get("freq_dim", 256)
+    image, added = config.get("image_dim"), config.get("added_kv_proj_dim")
+    patch = prod(config.get("patch_size", (1, 2, 2)))
+
+    def linear(inside: int, outside: int) -> int:
+        return inside * outside + outside
+
+    attention = 4 * linear(width, width) + 2 * width  # and the norms of query and key
+    image_attention = 2 * linear(added, width) + width if added else 0
+    block = (
+        2 * attention
+        + image_attention
+        + 2 * width * config.get("cross_attn_norm", True)
+        + linear(width, ffn)
+        + linear(ffn, width)
+        + 6 * width
+    )
+    times = linear(frequencies, width) + linear(width, width) + linear(width, 6 * width)
+    captions = linear(text, width) + linear(width, width)
+    images = 2 * image + linear(image, image) + linear(image, width) + 2 * width if image else 0
+    around = linear(config["in_channels"] * patch, width) + linear(width, config["out_channels"] * patch) + 2 * width
+    total = config["num_layers"] * block + times + captions + images + around
+    return DenoiserSize(total, block, attention + 3 * width)
+
+
+@dataclass(frozen=True)
 class WanCheckpoint:
     """One published checkpoint.
 
@@ -67,6 +114,7 @@ class WanCheckpoint:
     `image_encoder` is None where the first frame reaches the denoiser through its latents alone (Wan 2.2).
     `clip` is (frames, height, width) in pixels. `per_token_times`: the first latent frame is given clean, at time 0, and
     every token has its own time (Wan 2.2 TI2V, diffusers' `expand_timesteps`); otherwise it is concatenated with a mask.
+    `negative_caption` is what guidance extrapolates from.
     """
 
     repository: str
@@ -79,6 +127,7 @@ class WanCheckpoint:
     text_encoder: Mapping[str, Any]
     image_encoder: Mapping[str, Any] | None
     per_token_times: bool
+    negative_caption: str
     num_inference_steps: int = 50  # of the paper's teacher
     text_length: int = 512
 
@@ -97,6 +146,7 @@ CHECKPOINTS: Mapping[str, WanCheckpoint] = {
         UMT5_XXL,
         CLIP_VIT_H,
         per_token_times=False,
+        negative_caption="镜头晃动，" + NEGATIVE,
     ),
     "14b-720p": WanCheckpoint(
         "Wan-AI/Wan2.1-I2V-14B-720P-Diffusers",
@@ -109,6 +159,7 @@ CHECKPOINTS: Mapping[str, WanCheckpoint] = {
         UMT5_XXL,
         CLIP_VIT_H,
         per_token_times=False,
+        negative_caption="镜头晃动，" + NEGATIVE,
     ),
     "5b": WanCheckpoint(
         "Wan-AI/Wan2.2-TI2V-5B-Diffusers",
@@ -121,5 +172,6 @@ CHECKPOINTS: Mapping[str, WanCheckpoint] = {
         UMT5_XXL,
         None,
         per_token_times=True,
+        negative_caption=NEGATIVE,
     ),
 }

@@ -16,6 +16,7 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
 
+from flgbench.data.captions import NEGATIVE_CAPTION
 from flgbench.errors import UsageError
 from flgbench.models.flops import PassFlops, wan_pass_flops
 from flgbench.models.folded_conv import fold_convolutions
@@ -35,6 +36,7 @@ TINY = WanCheckpoint(
     tiny.TEXT,
     None,
     per_token_times=False,
+    negative_caption=NEGATIVE_CAPTION,
     text_length=tiny.TEXT_LENGTH,
 )
 
@@ -98,7 +100,8 @@ def assemble(checkpoint: WanCheckpoint, clip: tuple[int, int, int], device: str,
     if checkpoint is TINY and device == "cpu":  # as the shipped one: faster there, and too large for long clips
         vae = fold_convolutions(vae)
     parts = (denoiser, vae, text_encoder, tiny.build_tokenizer())
-    return WanX(*parts, clip, checkpoint.text_length, per_token_times=checkpoint.per_token_times, **around)
+    told = (clip, checkpoint.text_length, checkpoint.negative_caption)
+    return WanX(*parts, *told, per_token_times=checkpoint.per_token_times, **around)
 
 
 def pass_flops(model: Any) -> PassFlops:

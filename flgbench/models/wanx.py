@@ -7,7 +7,6 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +15,22 @@ from accelerate import init_empty_weights
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoTokenizer, UMT5EncoderModel
+from transformers import AutoTokenizer, CLIPImageProcessor, CLIPVisionModel, UMT5EncoderModel
 
 from flgbench import flow
-from flgbench.models.base import Condition, PassTally, SelfAttention
-from flgbench.models.folded_conv import fold_convolutions
+from flgbench.models.base import Condition, PassTally, Placement, SelfAttention
+from flgbench.models.folded_conv import SMALL, fold_convolutions
 from flgbench.models.wan_attention import kind_of, project, with_kind
-from flgbench.models.wan_encoders import IMAGE_TOKENS, Held, Part, WanEncoders, config_of, part
+from flgbench.models.wan_checkpoint import OWN, ClipSettings
+from flgbench.models.wan_encoders import IMAGE_TOKENS, Held, Part, WanEncoders, check_room, config_of, part, unchanged
+from flgbench.models.wan_presets import denoiser_size
 
 # Beside config.json, not in it: diffusers warns of every key that its model does not know.
 KEPT_BLOCKS = "kept_blocks.json"
 SELF_ATTENTION = "self_attention.json"  # one of 'full', 'frame', 'none' a block; not there: all 'full'
 
 
+ON_CPU = Placement()
 SMALLEST_TIME = 1e-6  # no sampler evaluates a velocity at time 0
 
 
@@ -44,14 +46,6 @@ def cast(transformer: Any, dtype: torch.dtype) -> Any:
         kept = set(name.split(".")) & set(transformer._keep_in_fp32_modules)
         parameter.data = parameter.data.to(torch.float32 if kept else dtype)
     return transformer
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where a denoiser is and in which dtype its large matrices are."""
-
-    device: str = "cpu"
-    dtype: torch.dtype = torch.float32
 
 
 class WanX(WanEncoders):
@@ -80,7 +74,7 @@ class WanX(WanEncoders):
         image_encoder: Any = None,
         image_processor: Any = None,
         per_token_times: bool = False,
-        placement: Placement = Placement(),
+        placement: Placement = ON_CPU,
     ) -> None:
         around = (vae, text_encoder, tokenizer, image_encoder, image_processor)
         super().__init__(*around, clip_shape, text_length, negative_caption, per_token_times)
@@ -93,17 +87,36 @@ class WanX(WanEncoders):
         self._kept = tuple(range(self.n_teacher_blocks))
 
     @classmethod
-    def load(cls, folder: Path, placement: Placement = Placement()) -> WanX:
-        """The diffusers folder with a `flgbench.json` beside its parts, which are read when needed. Frozen, eval mode."""
-        settings = json.loads((folder / "flgbench.json").read_text())
+    def load(cls, folder: Path, clips: ClipSettings | None = None, placement: Placement = ON_CPU) -> WanX:
+        """The diffusers folder with `clips`, by default those of its flgbench.json. Frozen, eval mode.
+
+        Denoiser and text encoder are in the dtype of `placement`; autoencoder and image encoder stay in fp32, as diffusers
+        advises: they are small, and bf16 shows in their pixels. Raises UsageError, when the denoiser is read, where it does
+        not fit the device.
+        """
+        clips = clips or ClipSettings.of(json.loads((folder / OWN).read_text()))
+        index = json.loads((folder / "model_index.json").read_text())
+        config = json.loads((folder / "transformer" / "config.json").read_text())
+
+        def to_device(transformer: Any) -> Any:
+            return ready(transformer).to(placement.device)
+
+        def fits() -> None:
+            check_room(placement, denoiser_size(config).total, folder / "transformer")
+
+        small = placement.device == "cpu" and clips.clip[1] * clips.clip[2] <= SMALL
+        seen = bool(config.get("image_dim"))
         return cls(
-            part(WanTransformer3DModel, folder / "transformer", placement.dtype, lambda t: ready(t).to(placement.device)),
-            part(AutoencoderKLWan, folder / "vae", torch.float32, fold_convolutions),
+            part(WanTransformer3DModel, folder / "transformer", placement.dtype, to_device, before=fits),
+            part(AutoencoderKLWan, folder / "vae", torch.float32, fold_convolutions if small else unchanged),
             part(UMT5EncoderModel, folder / "text_encoder", placement.dtype),
             Part(lambda: AutoTokenizer.from_pretrained(folder / "tokenizer")),
-            tuple(settings["clip_shape"]),
-            settings["text_length"],
-            settings["negative_caption"],
+            clips.clip,
+            clips.text_length,
+            clips.negative_caption,
+            image_encoder=part(CLIPVisionModel, folder / "image_encoder", torch.float32) if seen else None,
+            image_processor=Part(lambda: CLIPImageProcessor.from_pretrained(folder / "image_processor")) if seen else None,
+            per_token_times=bool(index["expand_timesteps"]),
             placement=placement,
         )
 

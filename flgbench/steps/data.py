@@ -28,6 +28,7 @@ def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
         latents.append(model.encode_video(video))
         conditions.append(model.condition(video[:, 0], captions_of(factors)))
         store.event(step.key, "progress", fraction=min(1.0, (start + CLIPS_AT_ONCE) / count))
+    model.release_encoders()  # the process goes on to other steps, which read what is written here
     condition = Condition.concatenate(conditions)
     content = {"latents": torch.cat(latents), **condition.tensors()}
     save_file({k: v.contiguous() for k, v in content.items()}, folder / "clips.safetensors")

@@ -14,7 +14,7 @@ from flgbench.data import shapes
 from flgbench.metrics.truth import select
 from flgbench.models.base import Condition, VideoModel
 from flgbench.plan import Step
-from flgbench.registry import registry
+from flgbench.registry import family_of
 from flgbench.stage import TrainingData
 from flgbench.store import Store
 
@@ -22,12 +22,12 @@ TEST = "test"  # the split that everything is evaluated on, but for a search
 
 
 @lru_cache(maxsize=1)
-def _teacher(model: str, scale: str) -> VideoModel:
-    return registry("families").get(model)().load(scale)
+def _teacher(**place: str) -> VideoModel:
+    return family_of(place).load(place["scale"])
 
 
 def load_teacher(step: Step) -> VideoModel:
-    return _teacher(step.settings["model"], step.settings["scale"])
+    return _teacher(**{k: step.settings[k] for k in ("model", "scale", "checkpoint", "revision") if k in step.settings})
 
 
 @lru_cache(maxsize=2)

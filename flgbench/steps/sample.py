@@ -15,7 +15,7 @@ from flgbench.data.captions import captions_of
 from flgbench.errors import StageFailure
 from flgbench.models.flops import pass_flops
 from flgbench.plan import Step
-from flgbench.registry import resolve
+from flgbench.registry import family_of, resolve
 from flgbench.sampling import SamplerSettings, build_cache, generate
 from flgbench.steps.loading import TEST, evaluation_factors, identities, load_clips, load_denoiser, true_outcomes
 from flgbench.store import Store, write_json
@@ -53,7 +53,7 @@ def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
     save_file({"video": torch.cat(videos).contiguous()}, folder / "videos.safetensors")
     write_json(folder / "identities.json", ids)
     attention = attention_backend(model, data.condition) if sampler else ""
-    told = card(first_frames, captions, len(ids), sampler, nfe, attention)
+    told = card(first_frames, captions, len(ids), sampler, nfe, attention, str(model.dtype).removeprefix("torch."))
     facts = {"nfe": nfe, "parameters": model.n_parameters, "blocks": len(model.blocks), "card": told}
     if sampler is None:
         return facts
@@ -72,6 +72,4 @@ def check_finite(latents: torch.Tensor, identities: list[tuple[int, int]]) -> No
 
 
 def resolve_family_preset(step: Step):
-    from flgbench.registry import registry
-
-    return registry("families").get(step.settings["model"])().preset(step.settings["scale"])
+    return family_of(step.settings).preset(step.settings["scale"])

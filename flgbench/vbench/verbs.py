@@ -86,7 +86,7 @@ def import_(
 
 
 def _fps(run: Path) -> int:
-    from flgbench.registry import registry
+    from flgbench.registry import family_of
 
     settings = json.loads((run / "run.json").read_text())["settings"]
-    return registry("families").get(settings["model"])().preset(settings["scale"]).fps
+    return family_of(settings).preset(settings["scale"]).fps
