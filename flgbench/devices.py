@@ -59,7 +59,7 @@ class Driver:
             self.handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
             self.joules()
         except ImportError:
-            self.handle, self.reason = None, "nvidia-ml-py is not installed: pip install nvidia-ml-py"
+            self.handle, self.reason = None, "nvidia-ml-py is not installed: pip install 'flgbench[energy]'"
         except pynvml.NVMLError as error:
             self.handle, self.reason = None, f"NVML: {error}"
 

@@ -61,6 +61,7 @@ def latency(
     height: Annotated[int | None, typer.Option(min=1, help="In pixels; default: the scale's own.")] = None,
     width: Annotated[int | None, typer.Option(min=1, help="In pixels; default: the scale's own.")] = None,
     attention: Annotated[Attention, typer.Option(help="Back end; auto: the device's fastest.")] = Attention.auto,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of a CPU; default: one a core.")] = None,
     allow_fallback: Annotated[
         bool, typer.Option("--allow-fallback", help="Accept a slower back end where the asked one cannot run.")
     ] = False,
@@ -74,6 +75,9 @@ def latency(
     A method's student is built in the shape that its settings give it. Its time depends neither on the values of weights
     nor on which of the blocks are gone, so random weights will do, and the full size needs no checkpoint.
     """
+    from flgbench import environment
+
+    cores = environment.cores()  # asked here, because importing torch can undo a limit set by taskset
     names = _names(methods, "--methods")
     only = _names(passes_only, "--passes-only")
     if stray := [name for name in only if name not in names]:
@@ -92,7 +96,6 @@ def latency(
 
     import torch
 
-    from flgbench import environment
     from flgbench import latency as work
     from flgbench.models import attention_backend
     from flgbench.stopwatch import measure
@@ -116,7 +119,7 @@ def latency(
         "dtype": dtype or (Dtype.bf16 if device == Device.cuda else Dtype.fp32),
         "attention": attention,
         "allow_fallback": allow_fallback,
-        "threads": environment.cores(),
+        "threads": threads or cores,
     }
     settings = build_settings(work.LatencySettings, values, "latency")
     family, preset = work.find_family(settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ from flgbench.timing import interleaved, warm_up, weight_bytes
 from methods.parts.temporal_attention import TemporalPruning, TemporalPruningSettings
 from reports import latency_report
 
-SMALL = ("--weights", "random", "--frames", "5", "--height", "32", "--width", "32", "--passes", "1", "--json")
+SIZE = ("--weights", "random", "--frames", "5", "--height", "32", "--width", "32")
+SMALL = (*SIZE, "--passes", "1", "--threads", "1", "--json")
 PRESET = WanXFamily().preset("tiny")
 
 
@@ -157,6 +159,14 @@ def test_a_cpu_refuses_what_takes_more_than_an_hour(flgbench: Flgbench) -> None:
     size = ("--frames", "201", "--height", "512", "--width", "512")
     refused = flgbench("latency", "--weights", "random", "--device", "cpu", *size)
     assert_refused(refused, "201 frames of 512x512", "would take", "--device cuda", "within an hour")
+
+
+def test_the_full_size_is_weighed_before_it_is_built(flgbench: Flgbench) -> None:
+    refused = flgbench("latency", "--scale", "14b", "--device", "cpu", "--dtype", "bf16", "--pairs", "1")
+    assert_refused(refused, "--scale 14b at 81 frames of 480x832", "smaller --frames")
+    found = re.search(r"and ([0-9.]+) GiB on", refused[2])
+    # 16.4 B of the denoiser and 5.7 B of the text encoder in 16 bits, 0.8 B around them in 32, and what a clip takes.
+    assert found and 48 < float(found[1]) < 56
 
 
 def test_settings_tell_what_students_compute(tiny_data: TrainingData, tiny_model: WanX, tmp_path: Path) -> None:
