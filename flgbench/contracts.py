@@ -85,7 +85,7 @@ class Family(ABC):
 
         Raises UsageError where a family has none, or not for such clips.
         """
-        raise UsageError(f"family '{self.name}' is not built with random weights yet, from which time and memory are weighed")
+        raise UsageError(f"family '{self.name}' is not built with random weights yet: its cost cannot be weighed")
 
     def pass_flops(self, model: VideoModel) -> Mapping[str, int]:
         """FLOPs of one network pass of `model` for one clip by part, by formula; empty where a family has none."""
