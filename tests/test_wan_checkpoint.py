@@ -18,9 +18,12 @@ from conftest import assert_refused
 from diffusers import FlowMatchEulerDiscreteScheduler, WanImageToVideoPipeline, WanTransformer3DModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from stages import preset, run_stages
 from wan_folders import CAPTIONS, CLIP, NEGATIVE, SCALE, TEXT_LENGTH, WAN_21, WAN_22, build_folder
 
 from flgbench import flow
+from flgbench.data import shapes
+from flgbench.data.captions import captions_of
 from flgbench.errors import UsageError
 from flgbench.models import wan_encoders
 from flgbench.models.base import Condition, Placement
@@ -31,7 +34,9 @@ from flgbench.models.wan_encoders import Part
 from flgbench.models.wan_presets import CHECKPOINTS, denoiser_size
 from flgbench.models.wanx import WanX
 from flgbench.plan import RunSettings, plan
+from flgbench.registry import registry
 from flgbench.sampling import GuidedVelocity, SamplerSettings, clip_noise, euler, generate
+from flgbench.stage import TrainingData
 from flgbench.steps import loading
 from flgbench.store import Store
 from methods.parts.importance import n_redundant
@@ -259,9 +264,8 @@ def test_parameters_of_the_published_denoisers(config: Any, total: float, block:
 
 @pytest.mark.parametrize(("scale", "blocks", "dropped"), [("14b", 40, 12), ("14b-720p", 40, 12), ("5b", 30, 9)])
 def test_thirty_percent_of_the_blocks(scale: str, blocks: int, dropped: int) -> None:
-    preset = WanXFamily().preset(scale)
     size = denoiser_size(CHECKPOINTS[scale].transformer)
-    assert preset.blocks == blocks and n_redundant(0.7, blocks) == dropped
+    assert WanXFamily().preset(scale).blocks == blocks and n_redundant(0.7, blocks) == dropped
     kept = {**CHECKPOINTS[scale].transformer, "num_layers": blocks - dropped}
     with init_empty_weights():
         student = WanTransformer3DModel(**kept)
@@ -283,8 +287,43 @@ def test_presets() -> None:
 
 
 def test_a_folder_that_was_named_says_its_own_numbers(folders: dict[str, Path]) -> None:
-    preset = WanXFamily(str(folders[WAN_21])).preset("14b")
-    assert (preset.clip, preset.fps, preset.blocks, preset.shift) == (CLIP, 8, 4, 3.0)
+    own = WanXFamily(str(folders[WAN_21])).preset("14b")
+    assert (own.clip, own.fps, own.blocks, own.shift) == (CLIP, 8, 4, 3.0)
+
+
+def test_older_files_leave_out_defaults(
+    folders: dict[str, Path], models: dict[str, WanX], conditions: dict[str, Condition], tmp_path: Path
+) -> None:
+    """As the published Wan 2.1 folders do, which are older than most of these settings."""
+    left_out = {
+        "model_index.json": ("expand_timesteps", "boundary_ratio", "transformer_2"),
+        "vae/config.json": ("scale_factor_spatial", "scale_factor_temporal", "is_residual", "patch_size", "in_channels"),
+        "transformer/config.json": ("rope_max_seq_len", "pos_embed_seq_len"),
+    }
+
+    def forget(folder: Path) -> None:
+        for name, keys in left_out.items():
+            config = json.loads((folder / name).read_text())
+            (folder / name).write_text(json.dumps({k: v for k, v in config.items() if k not in keys}))
+
+    older = load(damaged(folders[WAN_21], tmp_path / "older", forget), WAN_21)
+    assert older.latent_shape == models[WAN_21].latent_shape and not older.per_token_times
+    condition = older.condition(images(), CAPTIONS)
+    torch.testing.assert_close(condition.image, conditions[WAN_21].image, rtol=0, atol=1e-6)
+    x = noise(older)
+    expected = models[WAN_21].velocity(x, TIMES, conditions[WAN_21])
+    torch.testing.assert_close(older.velocity(x, TIMES, condition), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", registry("methods").groups()["all"])
+def test_every_method_trains_a_model_with_token_times(name: str, models: dict[str, WanX], tmp_path: Path) -> None:
+    model = models[WAN_22]
+    factors = shapes.draw_factors("train", np.arange(2))
+    condition = model.condition(shapes.render(factors)[:, 0], captions_of(factors))
+    latents = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(0))
+    latents[:, :, :1] = condition.image
+    cls = registry("methods").get(name)
+    run_stages(cls(cls.Settings(), preset(model)), model, TrainingData(latents, condition), tmp_path, 1)
 
 
 # Parts are read when needed
@@ -318,6 +357,13 @@ def test_parts_are_read_when_needed(folders: dict[str, Path], monkeypatch: pytes
     assert seen["sample"] == {"AutoencoderKLWan", "WanTransformer3DModel"}
     assert store.facts(made.cells[0].sample)["card"]["dtype"] == "bfloat16"
     assert "extra.image_tokens" in load_file(store.path(made.steps[step.key].inputs["data"]) / "clips.safetensors")
+
+
+def test_weights_first_asked_for_by_a_sampler_can_be_trained(folders: dict[str, Path]) -> None:
+    model = load(folders[WAN_22], WAN_22)
+    with torch.inference_mode():
+        assert model.n_parameters
+    model.copy().requires_grad_(True).transformer.proj_out.weight.sum().backward()
 
 
 # What identifies a checkpoint

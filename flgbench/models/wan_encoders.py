@@ -36,7 +36,8 @@ class Part:
 
     def get(self) -> Any:
         if self.loaded is None:
-            self.loaded = self.read()
+            with torch.inference_mode(False):  # whoever asks first: weights read in inference mode could never be trained
+                self.loaded = self.read()
         return self.loaded
 
     def release(self) -> None:
@@ -105,10 +106,6 @@ class Held:
         model.__dict__[self.name] = value
 
 
-def config_of(held: Any) -> Mapping[str, Any]:
-    return held.config
-
-
 def placed(module: nn.Module, device: torch.device) -> Any:
     """`module` on `device`, moved only when it is not there."""
     return module if next(module.parameters()).device == device else module.to(device)
@@ -140,7 +137,7 @@ class WanEncoders(VideoModel):
         self.image_encoder, self.image_processor = image_encoder, image_processor
         self.text_length, self.negative_caption = text_length, negative_caption
         self.clip_shape, self.per_token_times = clip_shape, per_token_times
-        config = config_of(vae)
+        config = vae.config
         self.stride = (config["scale_factor_temporal"], config["scale_factor_spatial"])
         frames, height, width = clip_shape
         self.latent_shape = (
@@ -164,7 +161,7 @@ class WanEncoders(VideoModel):
         return vae
 
     def _statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
-        config = config_of(vars(self)["vae"])
+        config = vars(self)["vae"].config
         mean, std = (torch.tensor(config[name], device=self.device) for name in ("latents_mean", "latents_std"))
         return mean.view(1, -1, 1, 1, 1), std.view(1, -1, 1, 1, 1)
 

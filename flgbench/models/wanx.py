@@ -1,4 +1,4 @@
-"""The wanx family: Wan image-to-video in diffusers layout (transformer, vae, text_encoder, tokenizer)."""
+"""The wanx family: Wan image-to-video in diffusers layout, its denoiser; what surrounds it is in `wan_encoders`."""
 
 from __future__ import annotations
 
@@ -21,14 +21,13 @@ from flgbench import flow
 from flgbench.models.base import Condition, PassTally, Placement, SelfAttention
 from flgbench.models.folded_conv import SMALL, fold_convolutions
 from flgbench.models.wan_attention import kind_of, project, with_kind
-from flgbench.models.wan_checkpoint import OWN, ClipSettings
-from flgbench.models.wan_encoders import IMAGE_TOKENS, Held, Part, WanEncoders, check_room, config_of, part, unchanged
+from flgbench.models.wan_checkpoint import OWN, Checkpoint, ClipSettings
+from flgbench.models.wan_encoders import IMAGE_TOKENS, Held, Part, WanEncoders, check_room, part, unchanged
 from flgbench.models.wan_presets import denoiser_size
 
 # Beside config.json, not in it: diffusers warns of every key that its model does not know.
 KEPT_BLOCKS = "kept_blocks.json"
 SELF_ATTENTION = "self_attention.json"  # one of 'full', 'frame', 'none' a block; not there: all 'full'
-
 
 ON_CPU = Placement()
 SMALLEST_TIME = 1e-6  # no sampler evaluates a velocity at time 0
@@ -83,7 +82,7 @@ class WanX(WanEncoders):
         if not isinstance(transformer, Part):
             ready(transformer)
         self.tally = PassTally()
-        self.n_teacher_blocks = config_of(transformer)["num_layers"]
+        self.n_teacher_blocks = transformer.config["num_layers"]
         self._kept = tuple(range(self.n_teacher_blocks))
 
     @classmethod
@@ -95,17 +94,16 @@ class WanX(WanEncoders):
         not fit the device.
         """
         clips = clips or ClipSettings.of(json.loads((folder / OWN).read_text()))
-        index = json.loads((folder / "model_index.json").read_text())
-        config = json.loads((folder / "transformer" / "config.json").read_text())
+        found = Checkpoint(folder)
 
         def to_device(transformer: Any) -> Any:
             return ready(transformer).to(placement.device)
 
         def fits() -> None:
-            check_room(placement, denoiser_size(config).total, folder / "transformer")
+            check_room(placement, denoiser_size(found.denoiser).total, folder / "transformer")
 
         small = placement.device == "cpu" and clips.clip[1] * clips.clip[2] <= SMALL
-        seen = bool(config.get("image_dim"))
+        seen = "image_encoder" in found.parts
         return cls(
             part(WanTransformer3DModel, folder / "transformer", placement.dtype, to_device, before=fits),
             part(AutoencoderKLWan, folder / "vae", torch.float32, fold_convolutions if small else unchanged),
@@ -116,7 +114,7 @@ class WanX(WanEncoders):
             clips.negative_caption,
             image_encoder=part(CLIPVisionModel, folder / "image_encoder", torch.float32) if seen else None,
             image_processor=Part(lambda: CLIPImageProcessor.from_pretrained(folder / "image_processor")) if seen else None,
-            per_token_times=bool(index["expand_timesteps"]),
+            per_token_times=found.per_token_times,
             placement=placement,
         )
 
