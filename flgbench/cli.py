@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from flgbench import encode_verb, report_verb, student_verbs, sweep_verbs, tune_verb, upkeep
+from flgbench import encode_verb, latency_verb, report_verb, student_verbs, sweep_verbs, tune_verb, upkeep
 from flgbench.errors import UsageError
 from flgbench.launch import launch
 from flgbench.options import (
@@ -229,7 +229,7 @@ def list_(kind: Annotated[Kind, typer.Argument()] = Kind.methods, as_json: AsJso
             print("\n".join(f"  {line}" for line in lines(registry("recipes").get(name)())))
 
 
-VERBS = (report_verb, sweep_verbs, tune_verb, student_verbs, encode_verb, upkeep)
+VERBS = (report_verb, sweep_verbs, tune_verb, latency_verb, student_verbs, encode_verb, upkeep)
 for examples in (module.EXAMPLES for module in VERBS):
     for verb, epilog in examples.items():
         app.command(verb.__name__.replace("_", "-"), epilog=epilog)(verb)

@@ -11,7 +11,8 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from flgbench.costs import Network
-from flgbench.models.base import Placement, VideoModel
+from flgbench.errors import UsageError
+from flgbench.models.base import Placement, StudentShape, VideoModel
 from flgbench.sampling import SamplerSettings
 from flgbench.settings import NoSettings, Settings
 from flgbench.stage import Stage
@@ -38,6 +39,14 @@ class FamilyPreset:
         return SamplerSettings(
             num_inference_steps=self.num_inference_steps, guidance_scale=self.guidance_scale, shift=self.shift
         )
+
+
+@dataclass(frozen=True)
+class Around:
+    """About what a clip takes besides its network passes: FLOPs of encoders and decoder, bytes beyond weights."""
+
+    flops: int
+    activation_bytes: int
 
 
 class Family(ABC):
@@ -75,6 +84,21 @@ class Family(ABC):
         Without a `placement` tiny is on the CPU in fp32, a real scale in bf16 on the GPU if there is one. Raises UsageError
         for weights that are not there, not whole, not what they should be, or do not fit the device.
         """
+
+    def untrained(self, scale: str, clip: tuple[int, int, int], device: str, dtype: torch.dtype) -> VideoModel:
+        """The teacher's architecture with random weights on `device`, 'meta' included, for clips (frames, height, width).
+
+        Raises UsageError where a family has none, or not for such clips.
+        """
+        raise UsageError(f"family '{self.name}' is not built with random weights yet: its cost cannot be weighed")
+
+    def pass_flops(self, model: VideoModel) -> Mapping[str, int]:
+        """FLOPs of one network pass of `model` for one clip by part, by formula; empty where a family has none."""
+        return {}
+
+    def around(self, model: VideoModel) -> Around:
+        """What clips of `model`, an `untrained` one on 'meta', take besides passes."""
+        return Around(0, 0)
 
 
 @dataclass(frozen=True)
@@ -122,6 +146,16 @@ class Method(ABC):
         for no training.
         """
         return False
+
+    def shape(self) -> StudentShape:
+        """What the student computes, as far as settings tell it: its time is known before it is trained.
+
+        How many blocks of each kind decide the time of a pass, not which: where only training tells which, any will do.
+        Raises UsageError when not even their number is known.
+        """
+        if self.keeps_network():
+            return StudentShape.without(self.preset.blocks)
+        raise UsageError(f"{self.label}: only a trained student tells what it computes; `flgbench run` trains and times it")
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ from typing import ClassVar
 from pydantic import Field
 
 from flgbench.contracts import Method, StageSpec
+from flgbench.models.base import StudentShape
 from flgbench.sampling import SamplerSettings
 from flgbench.settings import Settings
-from methods.parts.pruned_start import PrunedStartSettings, pruned_start
+from methods.parts.pruned_start import PrunedStartSettings, pruned_shape, pruned_start
 from methods.parts.recovery import RecoverySettings
 from methods.parts.selection import (
     Deletion,
@@ -34,6 +35,9 @@ class SampledAsTeacher(Method):
 
     def sampler(self) -> SamplerSettings:
         return self.preset.teacher_sampler()
+
+    def shape(self) -> StudentShape:
+        return pruned_shape(self.settings.keep, self.preset.blocks)
 
 
 class _Selected(SampledAsTeacher):

@@ -7,8 +7,9 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from flgbench.contracts import Method, StageSpec
+from flgbench.models.base import StudentShape
 from flgbench.sampling import SamplerSettings
-from methods.parts.temporal_attention import TemporalPruning, TemporalPruningSettings, layers_for_keep
+from methods.parts.temporal_attention import KINDS, TemporalPruning, TemporalPruningSettings, layers_for_keep
 
 
 class F3Settings(TemporalPruningSettings):
@@ -33,12 +34,19 @@ class F3Pruning(Method):
     Settings: ClassVar[type[TemporalPruningSettings]] = F3Settings
 
     def stages(self, budget: float) -> list[StageSpec]:
-        if self.settings.keep is not None:  # refused before any work; the stage itself counts the layers
-            layers_for_keep(self.settings.keep, 1, 1 - self.preset.self_attention_share, self.preset.blocks)
+        self.shape()  # a share out of reach is refused before any work; the stage itself counts the layers
         return [StageSpec("temporal_pruning", TemporalPruning, self.settings)]
 
     def sampler(self) -> SamplerSettings:
         return self.preset.teacher_sampler()
+
+    def shape(self) -> StudentShape:
+        """The masses say which layers change; here the first ones do."""
+        s, blocks = self.settings, self.preset.blocks
+        count = round(s.ratio * blocks)
+        if s.keep is not None:
+            count = layers_for_keep(s.keep, 1, 1 - self.preset.self_attention_share, blocks)
+        return StudentShape(tuple(range(blocks)), (KINDS[s.variant],) * count + ("full",) * (blocks - count))
 
 
 class F3PruningB(F3Pruning):

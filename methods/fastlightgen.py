@@ -5,10 +5,11 @@ from __future__ import annotations
 from pydantic import Field
 
 from flgbench.contracts import FamilyPreset, Method, StageSpec
+from flgbench.models.base import StudentShape
 from flgbench.sampling import SamplerSettings
 from methods.parts.distribution_matching import DistributionMatching, MatchSettings
 from methods.parts.guidance import with_teacher_guidance
-from methods.parts.pruned_start import PrunedStartSettings, pruned_start
+from methods.parts.pruned_start import PrunedStartSettings, pruned_shape, pruned_start
 
 
 class WellGuidedMatchSettings(MatchSettings):
@@ -58,3 +59,6 @@ class FastLightGen(Method):
     def sampler(self) -> SamplerSettings:
         match = self.settings.match
         return SamplerSettings(kind="renoise", num_inference_steps=match.steps, shift=match.shift)
+
+    def shape(self) -> StudentShape:
+        return pruned_shape(self.settings.keep, self.preset.blocks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flgbench.contracts import Method, StageSpec
 from flgbench.errors import UsageError
+from flgbench.models.base import StudentShape
 from flgbench.sampling import SamplerSettings
 from methods.parts.content import ContentDistillation, ContentSettings, shallow_blocks
 
@@ -28,3 +29,6 @@ class ICMD(Method):
 
     def sampler(self) -> SamplerSettings:
         return self.preset.teacher_sampler()
+
+    def shape(self) -> StudentShape:
+        return StudentShape.without(self.preset.blocks, shallow_blocks(self.settings.keep, self.preset.blocks))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from flgbench.contracts import FamilyPreset, Method, StageSpec
+from flgbench.models.base import StudentShape
 from flgbench.sampling import SamplerSettings
 from methods.parts.consistency import ConsistencyDistillation, ConsistencySettings
 from methods.parts.guidance import with_teacher_guidance
-from methods.parts.pruned_start import PrunedStartSettings, dense_or_pruned_start
+from methods.parts.pruned_start import PrunedStartSettings, dense_or_pruned_start, pruned_shape
 
 
 class LCMSettings(PrunedStartSettings):
@@ -39,3 +40,6 @@ class LCM(Method):
 
     def keeps_network(self) -> bool:
         return self.settings.keep == 1
+
+    def shape(self) -> StudentShape:
+        return pruned_shape(self.settings.keep, self.preset.blocks)

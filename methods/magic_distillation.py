@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from flgbench.contracts import FamilyPreset, Method, StageSpec
+from flgbench.models.base import StudentShape
 from flgbench.sampling import SamplerSettings
 from methods.parts.guidance import with_teacher_guidance
-from methods.parts.pruned_start import PrunedStartSettings, dense_or_pruned_start
+from methods.parts.pruned_start import PrunedStartSettings, dense_or_pruned_start, pruned_shape
 from methods.parts.weak_to_strong import WeakToStrong, WeakToStrongSettings
 
 
@@ -39,3 +40,6 @@ class MagicDistillation(Method):
 
     def keeps_network(self) -> bool:
         return self.settings.keep == 1
+
+    def shape(self) -> StudentShape:
+        return pruned_shape(self.settings.keep, self.preset.blocks)

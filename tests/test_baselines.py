@@ -29,8 +29,8 @@ from flgbench.registry import registry
 from flgbench.sampling import GuidedVelocity, SamplerSettings, euler, generate, unipc
 from flgbench.stage import TrainingData
 from flgbench.steps import sample
-from flgbench.steps.latency import STAGES, time_clip
 from flgbench.store import Store
+from flgbench.timing import STAGES, time_clip
 
 ALWAYS = 1e9  # a threshold under which every pass after the first is cut short
 MEAN, SPREAD = 0.7, 1.0

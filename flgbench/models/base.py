@@ -21,6 +21,21 @@ SelfAttention = Literal["full", "frame", "none"]
 
 
 @dataclass(frozen=True)
+class StudentShape:
+    """What of a teacher's network a student computes: its blocks (original indices) and the self-attention of each."""
+
+    kept: tuple[int, ...]
+    self_attention: tuple[SelfAttention, ...]
+
+    @classmethod
+    def without(cls, blocks: int, drop: Sequence[int] = ()) -> StudentShape:
+        """`blocks` blocks but those in `drop`, all with full self-attention."""
+        kept = tuple(i for i in range(blocks) if i not in set(drop))
+        full: SelfAttention = "full"
+        return cls(kept, (full,) * len(kept))
+
+
+@dataclass(frozen=True)
 class Condition:
     """What a clip is generated from.
 
@@ -106,6 +121,7 @@ class VideoModel(ABC):
     transformer: Any  # a diffusers model; an nn.Module with `blocks`, `save_pretrained` and `register_to_config`
     latent_shape: tuple[int, int, int, int]  # C, T, H, W of one clip
     tally: PassTally  # shared by all copies of a model
+    shares_weights = False  # with its copies: for timing many networks in the room of one, never for training
 
     @abstractmethod
     def velocity(self, x: torch.Tensor, t: torch.Tensor, condition: Condition, skip: Sequence[int] = ()) -> torch.Tensor:
@@ -171,10 +187,16 @@ class VideoModel(ABC):
         """Write the denoiser in diffusers layout (config.json + safetensors)."""
 
     def copy(self) -> Self:
-        """A model with its own denoiser weights; encoders are shared."""
+        """A model with its own denoiser weights, unless it `shares_weights`; encoders are shared."""
         twin = copy.copy(self)
-        twin.transformer = copy.deepcopy(self.transformer)
+        shared: dict[int, Any] = {id(p): p for p in self.transformer.parameters()} if self.shares_weights else {}
+        twin.transformer = copy.deepcopy(self.transformer, shared)
         return twin
+
+    def shaped(self, shape: StudentShape) -> VideoModel:
+        """A copy with the blocks and the self-attention of `shape`."""
+        student = self.without_blocks([i for i in range(len(self.blocks)) if i not in shape.kept])
+        return student.with_self_attention(shape.self_attention)
 
     def requires_grad_(self, flag: bool) -> Self:
         self.transformer.requires_grad_(flag)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
+import torch
+
 from flgbench import costs
-from flgbench.contracts import Family, FamilyPreset
+from flgbench.contracts import Around, Family, FamilyPreset
 from flgbench.costs import Network
 from flgbench.errors import UsageError
 from flgbench.models.base import Placement, VideoModel
@@ -70,8 +74,6 @@ class WanXFamily(Family):
         return self._checked(scale).fingerprint()
 
     def load(self, scale: str, placement: Placement | None = None) -> VideoModel:
-        import torch
-
         from flgbench.models.wanx import WanX
 
         if scale == TINY:
@@ -81,6 +83,21 @@ class WanXFamily(Family):
         clips = ClipSettings(facts.clip, facts.text_length, facts.negative_caption)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return WanX.load(found.folder, clips, placement or Placement(device, torch.bfloat16))
+
+    def untrained(self, scale: str, clip: tuple[int, int, int], device: str, dtype: torch.dtype) -> VideoModel:
+        from flgbench.models import wan_random
+
+        return wan_random.build(scale, clip, device, dtype)
+
+    def pass_flops(self, model: VideoModel) -> Mapping[str, int]:
+        from flgbench.models import wan_random
+
+        return asdict(wan_random.pass_flops(model))
+
+    def around(self, model: VideoModel) -> Around:
+        from flgbench.models import wan_random
+
+        return Around(wan_random.around_flops(model), wan_random.activation_bytes(model))
 
     def _refuse_checkpoint(self) -> None:
         if self.checkpoint or self.revision:

@@ -17,8 +17,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flgbench.models.base import Condition, SelfAttention, VideoModel
 
-FREQUENCIES = 256  # of the time embedding: diffusers' default, which no Wan checkpoint changes
-
 
 @torch.no_grad()
 def pass_flops(model: VideoModel, condition: Condition) -> int:
@@ -81,7 +79,7 @@ def wan_pass_flops(
     times = tokens if per_token_times else 1
     image_dim = config.get("image_dim") or 0
     embedders = (
-        times * (FREQUENCIES * width + 7 * width**2)  # two layers, then the projection to six modulations
+        times * (config.get("freq_dim", 256) * width + 7 * width**2)  # two layers, then the projection to six modulations
         + text_tokens * (config["text_dim"] * width + width**2)
         + image_tokens * (image_dim**2 + image_dim * width)
     )

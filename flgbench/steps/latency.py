@@ -1,15 +1,12 @@
 """Time all cells of a comparison in one process, interleaved condition by condition (evaluation.md 4.3).
 
-Per condition, in a seeded random order of cells: text and image encoding, denoising, decoding to uint8, each with the
-device synchronised on both sides. Warm-up repeats until three runs agree within 2 % (10 runs at most, and none more once
-a cell has taken `WARM_SECONDS`: a slow one has then made a hundred passes). Batch 1.
+Warm-up repeats a clip until three runs agree within 2 % (10 runs at most, and none more once a cell has taken
+`timing.WARM_SECONDS`: a slow one has then made a hundred passes).
 """
 
 from __future__ import annotations
 
-import random
 import resource
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,16 +16,13 @@ import pandas as pd
 import torch
 
 from flgbench import open_models
-from flgbench.models.base import VideoModel
-from flgbench.models.cache import FirstBlockCache
 from flgbench.plan import Step
-from flgbench.sampling import SamplerSettings, build_cache, generate
+from flgbench.sampling import SamplerSettings, build_cache
 from flgbench.steps.loading import evaluated, load_denoiser, load_teacher, preset_of
 from flgbench.store import Store, write_json
+from flgbench.timing import DeviceMemory, interleaved, time_clip, warm_up, weight_bytes
 
-WARM_SECONDS = 1.0
 BATCHED_EVERY = 4  # conditions: batched guidance of the reference is a side figure
-STAGES = ("text_s", "denoise_s", "decode_s", "end_to_end_s")
 
 
 def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
@@ -45,72 +39,33 @@ def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
     }
     for name, content in settings.get("generators", {}).items():
         timers[name] = partial(open_models.time_clip, open_models.load(content, preset_of(step)))
-    reference = settings["reference"]
 
-    rows, warmups = [], {}
-    for name in timers:
-        warmups[name] = warm_up(partial(timers[name], images[:1], captions[:1], 0))
-    order = random.Random(0)
-    for pair in range(settings["pairs"]):
-        names = list(timers)
-        order.shuffle(names)
-        for name in names:
-            one = slice(pair, pair + 1)
+    def first_clip(name: str) -> float:
+        return timers[name](images[:1], captions[:1], 0)["end_to_end_s"]
+
+    warmups = {name: warm_up(partial(first_clip, name)) for name in timers}
+    rows, peaks = [], dict[str, float]()
+    for done, (pair, name) in enumerate(interleaved(list(timers), settings["pairs"]), start=1):
+        one = slice(pair, pair + 1)
+        with DeviceMemory() as memory:
             times = timers[name](images[one], captions[one], pair)
-            rows += [{"cell": name, "condition": pair, "metric": k, "value": v} for k, v in times.items()]
-            if name == reference and pair % BATCHED_EVERY == 0:
-                batched = timers[name](images[one], captions[one], pair, batched_cfg=True)
-                rows.append(
-                    {"cell": name, "condition": pair, "metric": "denoise_batched_cfg_s", "value": batched["denoise_s"]}
-                )
-        store.event(step.key, "progress", fraction=(pair + 1) / settings["pairs"])
+        if memory.growth is not None and name in models:
+            peaks[name] = max(peaks.get(name, 0.0), (weight_bytes(models[name]) + memory.growth) / 2**20)
+        rows += [{"cell": name, "condition": pair, "metric": k, "value": v} for k, v in times.items()]
+        if name == settings["reference"] and pair % BATCHED_EVERY == 0:
+            batched = timers[name](images[one], captions[one], pair, batched_cfg=True)
+            rows.append({"cell": name, "condition": pair, "metric": "denoise_batched_cfg_s", "value": batched["denoise_s"]})
+        if done % len(timers) == 0:
+            store.event(step.key, "progress", fraction=(pair + 1) / settings["pairs"])
     # ru_maxrss is the process's highest resident memory, in KiB on Linux; all cells share the process.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     table = pd.DataFrame(rows).assign(sample=0, unit="s", higher_is_better=False, status="ok", reason="")
-    unknown = {"condition": -1, "metric": "peak_memory_mb", "value": float("nan"), "sample": 0, "unit": "MB"}
+    memory_row = {"condition": -1, "metric": "peak_memory_mb", "sample": 0, "unit": "MB", "higher_is_better": False}
     why = f"all cells share one process on a CPU: its peak was {peak:.0f} MB"
-    cells = [unknown | {"cell": name, "higher_is_better": False, "status": "missing", "reason": why} for name in timers]
+    unknown = {"value": float("nan"), "status": "missing", "reason": why}
+    known = {name: {"value": found, "status": "ok", "reason": ""} for name, found in peaks.items()}
+    cells = [memory_row | {"cell": name} | known.get(name, unknown) for name in timers]
     table = pd.concat([table, pd.DataFrame(cells)], ignore_index=True)
     table.to_parquet(folder / "results.parquet")
     write_json(folder / "warmups.json", warmups)
     return {"process_peak_memory_mb": round(peak, 1), "teacher_parameters": teacher.n_parameters}
-
-
-def warm_up(once: Callable[[], dict[str, float]], most: int = 10) -> dict[str, Any]:
-    """Repeat until the last three end-to-end times agree within 2 %; returns the runs made and whether they agreed."""
-    seconds: list[float] = []
-    while True:
-        seconds.append(once()["end_to_end_s"])
-        last = seconds[-3:]
-        settled = len(last) == 3 and max(last) <= 1.02 * min(last)
-        if settled or len(seconds) == most or sum(seconds) > WARM_SECONDS:
-            return {"runs": len(seconds), "settled": settled}
-
-
-@torch.inference_mode()
-def time_clip(
-    model: VideoModel,
-    sampler: SamplerSettings,
-    image: torch.Tensor,
-    caption: list[str],
-    condition: int,
-    batched_cfg: bool = False,
-    cache: FirstBlockCache | None = None,
-) -> dict[str, float]:
-    """Seconds of each stage for one clip."""
-    marks = [now()]
-    told = model.condition(image, caption)
-    marks.append(now())
-    latents, _ = generate(model, told, [(condition, 0)], sampler, batched_cfg, cache)
-    marks.append(now())
-    model.decode(latents)
-    marks.append(now())
-    text, denoise, decode = (b - a for a, b in zip(marks[:-1], marks[1:], strict=True))
-    return dict(zip(STAGES, (text, denoise, decode, marks[-1] - marks[0]), strict=True))
-
-
-def now() -> float:
-    """Seconds, after everything queued on a device has finished."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()

@@ -10,8 +10,9 @@ from pydantic import Field, model_validator
 
 from flgbench.contracts import StageSpec
 from flgbench.errors import UsageError
+from flgbench.models.base import StudentShape
 from flgbench.settings import Settings
-from methods.parts.importance import Importance, ImportanceSettings
+from methods.parts.importance import Importance, ImportanceSettings, n_redundant
 from methods.parts.recovery import Recovery, RecoverySettings
 
 
@@ -63,6 +64,11 @@ def pruned_start(settings: PrunedStartSettings, budget: float, blocks: int, meth
         {"importance": "importance", "recovered": "recover"},
         rest * (1 - settings.recovery_share),
     )
+
+
+def pruned_shape(keep: float, blocks: int) -> StudentShape:
+    """As many of `blocks` blocks as the share `keep` leaves. The ranking says which; here the last ones go."""
+    return StudentShape.without(blocks, range(blocks - n_redundant(keep, blocks), blocks))
 
 
 def dense_or_pruned_start(settings: PrunedStartSettings, budget: float, blocks: int, method: str) -> Start:

@@ -1,0 +1,104 @@
+"""Timing clips and network passes: synchronised, warm, interleaved (evaluation.md 4.3).
+
+Of a clip, text and image encoding, denoising and decoding to uint8 are timed apart, each with the device synchronised on
+both sides. Batch 1.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from flgbench.models.base import VideoModel
+from flgbench.models.cache import FirstBlockCache
+from flgbench.sampling import SamplerSettings, generate
+
+WARM_SECONDS = 1.0
+STAGES = ("text_s", "denoise_s", "decode_s", "end_to_end_s")
+
+
+def now() -> float:
+    """Seconds, after everything queued on a device has finished."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def warm_up(once: Callable[[], float], most: int = 10, seconds: float = WARM_SECONDS) -> dict[str, Any]:
+    """Repeat until the last three times agree within 2 %; returns the runs made and whether they agreed.
+
+    `once` returns the seconds it took. `most` runs, and none more once they have taken `seconds`.
+    """
+    taken: list[float] = []
+    while True:
+        taken.append(once())
+        last = taken[-3:]
+        settled = len(last) == 3 and max(last) <= 1.02 * min(last)
+        if settled or len(taken) == most or sum(taken) > seconds:
+            return {"runs": len(taken), "settled": settled}
+
+
+def interleaved(cells: Sequence[str], conditions: int) -> Iterator[tuple[int, str]]:
+    """(condition, cell): condition by condition, the cells each time in another order (seeded), so that drift hits all."""
+    order, names = random.Random(0), list(cells)
+    for condition in range(conditions):
+        order.shuffle(names)
+        yield from ((condition, name) for name in names)
+
+
+@torch.inference_mode()
+def time_clip(
+    model: VideoModel,
+    sampler: SamplerSettings,
+    image: torch.Tensor,
+    caption: list[str],
+    condition: int,
+    batched_cfg: bool = False,
+    cache: FirstBlockCache | None = None,
+) -> dict[str, float]:
+    """Seconds of each stage for one clip."""
+    marks = [now()]
+    told = model.condition(image, caption)
+    marks.append(now())
+    latents, _ = generate(model, told, [(condition, 0)], sampler, batched_cfg, cache)
+    marks.append(now())
+    model.decode(latents)
+    marks.append(now())
+    text, denoise, decode = (b - a for a, b in zip(marks[:-1], marks[1:], strict=True))
+    return dict(zip(STAGES, (text, denoise, decode, marks[-1] - marks[0]), strict=True))
+
+
+def weight_bytes(model: VideoModel) -> int:
+    """Bytes of the weights of all parts of a model, each once: denoiser, autoencoder, encoders."""
+    held = [getattr(part, "loaded", part) for part in vars(model).values()]  # what is read when needed counts once it is
+    parts = [part for part in held if isinstance(part, nn.Module)]
+    tensors = {id(t): t for part in parts for t in (*part.parameters(), *part.buffers())}
+    return sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+class DeviceMemory:
+    """While open, what a CUDA device allocates beyond what was there; `growth` and `reserved` in bytes, None on a CPU.
+
+    `growth` is the peak of live tensors, `reserved` the peak of what torch's allocator holds, other models included.
+    """
+
+    growth: int | None = None
+    reserved: int | None = None
+
+    def __enter__(self) -> DeviceMemory:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            self.before = torch.cuda.memory_allocated()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+            self.growth = torch.cuda.max_memory_allocated() - self.before
+            self.reserved = torch.cuda.max_memory_reserved()
