@@ -15,6 +15,9 @@ class Euler(Baseline):
     kind: ClassVar[Kind] = "reference"
     changes = "nothing"
 
+    def row_label(self) -> str:
+        return self.label.replace(" × CFG", ", embedded guidance") if self.preset.guidance_is_embedded else self.label
+
     def sampler(self) -> SamplerSettings:
         return self.preset.teacher_sampler()
 
@@ -48,4 +51,4 @@ class Euler4NoGuidance(Euler4):
     changes = "steps: 50 to 4, guidance off, untrained"
 
     def sampler(self) -> SamplerSettings:
-        return super().sampler().model_copy(update={"guidance_scale": 1.0})
+        return super().sampler().model_copy(update={"guidance_scale": 1.0, "embedded_guidance": None})

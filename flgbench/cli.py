@@ -84,6 +84,9 @@ def run(
     data: Data = None,
     suite: Suite = None,
     as_json: AsJson = False,
+    teacher_guidance: Annotated[
+        str, typer.Option(help="own, or cfg: sample a guidance-distilled teacher by two passes a step.")
+    ] = "own",
 ) -> None:
     """Train every method from one teacher, measure quality and latency, write the report. Continues what was stopped."""
     settings = run_settings(
@@ -103,6 +106,7 @@ def run(
         seeds=seeds,
         data=data,
         suite=suite,
+        teacher_guidance=teacher_guidance,
     )
     launch(settings, out, executor, profile, max_jobs, wait, slots, dry_run, as_json)
 

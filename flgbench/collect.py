@@ -20,8 +20,8 @@ from flgbench.data import shapes
 from flgbench.data.captions import captions_of
 from flgbench.metrics.descriptive import psnr
 from flgbench.metrics.table import ALL_METRICS, COLUMNS, WITHOUT_TRUTH
-from flgbench.plan import Cell, Plan, RunSettings
-from flgbench.runner import BLOCKED, CACHED, DONE, FAILED, Status
+from flgbench.plan import Cell, Plan, RunSettings, Skipped
+from flgbench.runner import BLOCKED, CACHED, DONE, FAILED, WAITING, Status
 from flgbench.steps.loading import CAPTIONS
 from flgbench.store import Store, write_json
 
@@ -36,7 +36,8 @@ def collect(
     """Write everything `reports` needs into `folder`. `facts` is the content of run.json besides the settings."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "run.json", facts | {"settings": run.model_dump(mode="json")})
-    write_json(folder / "cells.json", [_cell_record(c, plan, store, status) for c in plan.cells])
+    cells = [_cell_record(c, plan, store, status) for c in plan.cells]
+    write_json(folder / "cells.json", cells + [_skipped_record(c) for c in plan.skipped])
     write_json(folder / "steps.json", [_step_record(k, plan, store, status[k]) for k in plan.steps])
     table = tidy(plan, store, run, status, facts["name"])
     table.to_parquet(folder / "results.parquet.partial")
@@ -60,6 +61,7 @@ def tidy(plan: Plan, store: Store, run: RunSettings, status: Mapping[str, Status
         else:
             key = latency_key if cell.measures_latency else None
             parts.append(_missing(cell, key, status, LATENCY))
+    parts += [_rows_without_value(c.name, (*ALL_METRICS, *LATENCY), f"skipped: {c.reason}") for c in plan.skipped]
     table = pd.concat(parts, ignore_index=True)
     methods = {c.name: c.method for c in plan.cells if c.kind in ("method", "variant")}
     seeds = {c.name: run.seed + c.repeat for c in plan.cells}
@@ -110,9 +112,13 @@ def _missing(
             reason = "no network to time" if untimed else "not timed: the run has no reference to compare with"
     else:
         reason = f"{status[key].state}: {status[key].reason}".rstrip(": ")
+    return _rows_without_value(cell.name, metrics, reason)
+
+
+def _rows_without_value(cell: str, metrics: tuple[str, ...], reason: str) -> pd.DataFrame:
     return pd.DataFrame(
         {
-            "cell": cell.name,
+            "cell": cell,
             "metric": list(metrics),
             "condition": -1,
             "sample": 0,
@@ -129,7 +135,7 @@ def _cell_record(cell: Cell, plan: Plan, store: Store, status: Mapping[str, Stat
     keys = [key for key in (*(key for _, key in cell.stages), cell.sample, cell.quality) if key]
     bad = next((k for k in keys if status[k].state in (FAILED, BLOCKED)), None)
     finished = all(status[k].state in (CACHED, DONE) for k in keys)
-    state = status[bad].state if bad else "done" if finished else "waiting"
+    state = status[bad].state if bad else "done" if finished else WAITING
     trained = [store.facts(key) for _, key in cell.stages if store.is_done(key)] if cell.kind != "external" else []
     made = store.facts(cell.sample) if cell.sample and store.is_done(cell.sample) else {}
     teacher_key = next(k for k, s in plan.steps.items() if s.kind == "teacher")
@@ -164,6 +170,12 @@ def _cell_record(cell: Cell, plan: Plan, store: Store, status: Mapping[str, Stat
         "card": made.get("card", {}),
         "stages": [{"name": name, "key": key} for name, key in cell.stages],
     }
+
+
+def _skipped_record(cell: Skipped) -> dict[str, Any]:
+    told = {"label": cell.label, "kind": cell.kind, "family": cell.family, "changes": cell.changes}
+    method = cell.name if cell.kind == "method" else ""
+    return {"cell": cell.name, "method": method, "status": "skipped", "reason": cell.reason} | told
 
 
 def _step_record(key: str, plan: Plan, store: Store, status: Status) -> dict[str, Any]:

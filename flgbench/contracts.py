@@ -32,12 +32,16 @@ class FamilyPreset:
     clip: tuple[int, int, int]  # frames, height, width
     fps: int
     blocks: int
-    self_attention_share: float  # of the denoiser's parameters
+    self_attention_share: float  # of the denoiser's parameters; 0 where it cannot be removed
+    guidance_is_embedded: bool = False  # the teacher is told its scale: one pass a step
+    beta1: float | None = None  # FastLightGen's guidance over the negative caption; none: a share of `guidance_scale`
+    beta2: float = 0.25  # and of the dense over the pruned teacher; the paper's value for both of its families
 
     def teacher_sampler(self) -> SamplerSettings:
         """How the teacher is sampled, and every student that keeps its steps and its guidance."""
+        told, guided = (self.guidance_scale, 1.0) if self.guidance_is_embedded else (None, self.guidance_scale)
         return SamplerSettings(
-            num_inference_steps=self.num_inference_steps, guidance_scale=self.guidance_scale, shift=self.shift
+            num_inference_steps=self.num_inference_steps, guidance_scale=guided, embedded_guidance=told, shift=self.shift
         )
 
 
@@ -57,6 +61,7 @@ class Family(ABC):
 
     name: ClassVar[str]
     scales: ClassVar[tuple[str, ...]]
+    recipe: ClassVar[str] = "flgbench.models.tiny.pretrain"  # module that makes and reads the tiny teacher
 
     def __init__(self, checkpoint: str | None = None, revision: str | None = None) -> None:
         self.checkpoint, self.revision = checkpoint, revision
@@ -190,6 +195,10 @@ class Baseline(ABC):
     def __init__(self, preset: FamilyPreset, settings: Any = None) -> None:
         self.preset = preset
         self.settings: Any = self.Settings() if settings is None else settings
+
+    def row_label(self) -> str:
+        """What the row is called in tables."""
+        return self.label
 
     def sampler(self) -> SamplerSettings | None:
         """How the teacher is sampled, or None for a control that `generate`s its clips without the denoiser."""

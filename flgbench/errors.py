@@ -1,10 +1,14 @@
-"""The two ways in which flgbench says no."""
+"""The ways in which flgbench says no."""
 
 from __future__ import annotations
 
 
 class UsageError(Exception):
     """Wrong input. The message is one line: what is wrong, where, and what would be right. The CLI exits with 2."""
+
+
+class NotDefined(UsageError):
+    """A method makes no sense for a family. The message says why; a run with other cells goes on and shows it as skipped."""
 
 
 class StageFailure(Exception):

@@ -49,7 +49,9 @@ def export(record: StudentRecord, folder: Path) -> None:
 
         student = load(record)
         if not isinstance(student.model, WanX):
-            raise UsageError(f"family {record.model} has no stock pipeline")
+            raise UsageError(
+                f"family {record.model}: no export yet, its model card is missing; `flgbench sample` can use it"
+            )
         save_pipeline(student.model, scheduler_for(student.sampler), work)
         tidy_folder(work)
         facts = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -14,7 +14,7 @@ from flgbench.contracts import Baseline, Family, FamilyPreset, Method, OpenModel
 from flgbench.data.encoded import check_fits
 from flgbench.data.suite import Prompt, read_suite
 from flgbench.data.suite import digest as suite_digest
-from flgbench.errors import UsageError
+from flgbench.errors import NotDefined, UsageError
 from flgbench.external import Found, described
 from flgbench.metrics.judges import fingerprint
 from flgbench.registry import registry, target_of
@@ -76,9 +76,22 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Skipped:
+    """A method that is not defined for the family: a row without steps, and the reason."""
+
+    name: str
+    label: str
+    kind: str
+    family: str
+    changes: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Plan:
     steps: dict[str, Step]  # by key, parents before children
     cells: list[Cell]
+    skipped: tuple[Skipped, ...] = ()
 
     def children(self, key: str) -> list[str]:
         return [k for k, s in self.steps.items() if key in s.inputs.values()]
@@ -110,6 +123,9 @@ class RunSettings(Settings):
     pairs: int = Field(20, ge=3, description="timed conditions of the latency protocol")
     seed: int = Field(0, ge=0)
     seeds: int = Field(1, ge=1, le=100, description="trainings of each method, with seeds from `seed` on")
+    teacher_guidance: Literal["own", "cfg"] = Field(
+        "own", description="cfg: a guidance-distilled teacher is sampled by two passes a step instead of an embedded scale"
+    )
     variants: tuple[Variant, ...] = Field((), description="points of sweeps, further cells of the same plan")
     threads: int = Field(1, ge=1, description="threads of a latency measurement")
     external: tuple[Found, ...] = Field((), description="students from elsewhere, evaluated and timed without training")
@@ -138,6 +154,12 @@ def plan(run: RunSettings, hardware: Mapping[str, Any], weights_needed: bool = T
     if run.scale not in family.scales:
         raise UsageError(f"--scale {run.scale}: family '{run.model}' has {', '.join(family.scales)}")
     preset = family.preset(run.scale)
+    if run.teacher_guidance == "cfg":
+        if not preset.guidance_is_embedded:
+            raise UsageError(
+                f"teacher guidance 'cfg': the teacher of family '{run.model}' is guided so anyway; leave it out"
+            )
+        preset = replace(preset, guidance_is_embedded=False)
     for owner in run.method_settings:
         if owner not in (*run.methods, *run.baselines, *(v.method for v in run.variants)):
             kind = "baselines" if owner in registry("baselines").names() else "methods"
@@ -186,11 +208,17 @@ def plan(run: RunSettings, hardware: Mapping[str, Any], weights_needed: bool = T
         sample, quality = ("", "") if skipped else measure(name, producer, None)
         shown = sampler.record() if sampler else baseline.settings.model_dump(mode="json", exclude_none=True)
         notes = [{"setting": k, "value": shown[k], "note": note} for k, note in cls.inferred.items()]
-        told = (name, cls.label, cls.kind, "none", cls.changes, sampler, shown, notes)
+        told = (name, baseline.row_label(), cls.kind, "none", cls.changes, sampler, shown, notes)
         cells.append(Cell(*told, stages=[], student=None, timed=None, sample=sample, quality=quality, skipped=skipped))
+    undefined: list[Skipped] = []
     for name in run.methods:
         roles = {"teacher": teacher, "data": training}
-        first = _method_cell(run, name, preset, place, roles, add, measure)
+        try:
+            first = _method_cell(run, name, preset, place, roles, add, measure)
+        except NotDefined as error:
+            cls = registry("methods").get(name)
+            undefined.append(Skipped(name, cls.label, cls.kind, cls.family, cls.changes, str(error)))
+            continue
         trained = any(steps[key].settings.get("loop") for _, key in first.stages)  # nothing varies without training
         repeats = range(1, run.seeds if trained else 1)
         cells += [first, *(_method_cell(run, name, preset, place, roles, add, measure, repeat=r) for r in repeats)]
@@ -198,6 +226,8 @@ def plan(run: RunSettings, hardware: Mapping[str, Any], weights_needed: bool = T
     cells += [_method_cell(run, v.method, preset, place, roles, add, measure, variant=v) for v in run.variants]
     cells += [_external_cell(found, place, teacher, add, measure) for found in run.external]
 
+    if undefined and not cells:
+        raise UsageError(undefined[0].reason)
     names = [c.name for c in cells]
     if twice := sorted({n for n in names if names.count(n) > 1}):
         raise UsageError(f"the sweep has {', '.join(twice)} twice: give every value once")
@@ -220,7 +250,7 @@ def plan(run: RunSettings, hardware: Mapping[str, Any], weights_needed: bool = T
     if reference:
         inputs = {"teacher": teacher, "data": test} | students
         add(Step("latency", "interleaved", latency_settings, inputs, exclusive=True))
-    return Plan(steps, cells)
+    return Plan(steps, cells, tuple(undefined))
 
 
 def _weights(family: Family, run: RunSettings, needed: bool) -> str:

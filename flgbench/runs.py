@@ -135,6 +135,8 @@ def print_plan(steps: Plan, status: dict[str, Status], costs: Mapping[str, str])
     for key, step in steps.steps.items():
         state = {"waiting": "to run"}.get(status[key].state, status[key].state)
         print(f"{state:8} {step.kind:8} {step.name:20} {key:50} {costs[key]}".rstrip())
+    for cell in steps.skipped:
+        print(f"{'skipped':8} {cell.kind:8} {cell.name:20} {cell.reason}")
     counts = Counter(s.state for s in status.values())
     print(f"{len(steps.steps)} steps: {counts[CACHED]} cached, {len(steps.steps) - counts[CACHED]} to run")
 

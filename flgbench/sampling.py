@@ -52,12 +52,19 @@ def unipc(velocity: Velocity, x: torch.Tensor, times: torch.Tensor) -> torch.Ten
 
 
 class SamplerSettings(Settings):
-    """How a student or a teacher is sampled. `guidance_scale` 1 means no guidance and one pass a step."""
+    """How a student or a teacher is sampled.
+
+    `guidance_scale` is that of classifier-free guidance: 1 means none and one pass a step. A guidance-distilled network
+    can have `embedded_guidance` instead, or both, whose scales multiply.
+    """
 
     kind: Literal["euler", "renoise", "unipc"] = "euler"
     num_inference_steps: int = Field(50, ge=1, le=1000)
     guidance_scale: float = Field(1.0, ge=1.0)
     shift: float = Field(3.0, gt=0)
+    embedded_guidance: float | None = Field(
+        None, ge=1, description="scale that a guidance-distilled network is told, at no further pass; none: it is told 1"
+    )
     cache_threshold: float | None = Field(
         None, ge=0, description="relative change of the first block's residual below which a pass is cached; none: no cache"
     )
@@ -139,6 +146,11 @@ class GuidedVelocity:
             return self.model.velocity(x, times, condition)
 
 
+def asked(condition: Condition, settings: SamplerSettings) -> Condition:
+    """The condition with the scale that `settings` have a guidance-distilled network told."""
+    return condition if settings.embedded_guidance is None else condition.guided(settings.embedded_guidance)
+
+
 def clip_noise(condition: int, sample: int, draw: int, shape: Sequence[int]) -> torch.Tensor:
     """Standard normal noise of one clip: the same for every method, whatever the batch it is computed in.
 
@@ -193,5 +205,5 @@ def _denoise(
         # Drawn on the CPU, where it does not depend on the device.
         return torch.stack([clip_noise(c, s, draw, model.latent_shape) for c, s in identities]).to(model.device)
 
-    velocity = GuidedVelocity(model, condition, settings.guidance_scale, batched_cfg, branch)
+    velocity = GuidedVelocity(model, asked(condition, settings), settings.guidance_scale, batched_cfg, branch)
     return solve(velocity, noise, settings), velocity.nfe

@@ -142,7 +142,7 @@ class Student:
         import torch
 
         from flgbench.inputs import clean_prompt, fit, read_image
-        from flgbench.sampling import GuidedVelocity, build_cache, solve
+        from flgbench.sampling import GuidedVelocity, asked, build_cache, solve
 
         picture = fit(read_image(image), self.clip[1:])
         condition = self.model.condition(torch.from_numpy(picture)[None], [clean_prompt(prompt)])
@@ -150,7 +150,7 @@ class Student:
         cache = build_cache(self.model, self.sampler)
         branch = cache.branch if cache else nullcontext
         model = cache.model if cache else self.model
-        velocity = GuidedVelocity(model, condition, self.sampler.guidance_scale, branch=branch)
+        velocity = GuidedVelocity(model, asked(condition, self.sampler), self.sampler.guidance_scale, branch=branch)
 
         def counted(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             v = velocity(x, t)

@@ -61,7 +61,10 @@ def pretrain(
     conditions: Annotated[int, typer.Option(min=8, help="Held-out conditions of the gates.")] = 256,
     seeds: Annotated[int, typer.Option(min=1, help="Noises that the gates sample each condition with.")] = 3,
 ) -> None:
-    """Train the tiny teacher again (hours on two cores), a judge of the evaluation, or measure the teacher's gates."""
+    """Train the tiny teacher (hours on two cores), a judge of the evaluation, or measure the teacher's gates.
+
+    The weights of hunyuan do not ship yet: `flgbench pretrain --model hunyuan` makes them.
+    """
     if judge is not None:
         if gates or continue_from is not None:
             raise UsageError("--judge trains a judge: leave out --gates and --continue-from")
@@ -72,11 +75,16 @@ def pretrain(
     from flgbench.registry import registry
 
     family = registry("families").get(model)()
+    from importlib import import_module
+
     from flgbench import environment
     from flgbench.models.tiny import gates as gate
-    from flgbench.models.tiny import pretrain as recipe
+
+    recipe = import_module(family.recipe)
 
     folder = target or family.folder("tiny")
+    if gates and not (folder / "flgbench.json").exists():
+        raise UsageError(f"--gates: no teacher in {folder}; make it with `flgbench pretrain --model {model}`")
     if not gates:
         from flgbench.runs import check_writable
 

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from flgbench.contracts import Method, StageSpec
+from flgbench.errors import NotDefined
 from flgbench.models.base import StudentShape
 from flgbench.sampling import SamplerSettings
 from methods.parts.temporal_attention import KINDS, TemporalPruning, TemporalPruningSettings, layers_for_keep
@@ -55,3 +56,11 @@ class F3PruningB(F3Pruning):
     label = "F3-b (our adaptation)"
     changes = "size: self-attention of half of the layers removed; 50 steps x CFG stay"
     Settings = F3BSettings
+
+    def stages(self, budget: float) -> list[StageSpec]:
+        if self.preset.self_attention_share == 0:
+            raise NotDefined(
+                "f3_pruning_b removes self-attention, which text and video share in this family: no caption would reach "
+                "the video; f3_pruning restricts it instead"
+            )
+        return super().stages(budget)

@@ -8,7 +8,7 @@ from flgbench.contracts import FamilyPreset, Method, StageSpec
 from flgbench.models.base import StudentShape
 from flgbench.sampling import SamplerSettings
 from methods.parts.distribution_matching import DistributionMatching, MatchSettings
-from methods.parts.guidance import with_teacher_guidance
+from methods.parts.guidance import unless_set, with_teacher_guidance
 from methods.parts.pruned_start import PrunedStartSettings, pruned_shape, pruned_start
 
 
@@ -21,12 +21,15 @@ class WellGuidedMatchSettings(MatchSettings):
     beta1: float = Field(
         3.5,
         ge=0,
-        description="guidance over the negative caption; paper Table 5: 3.5; INFERRED: unset, 0.7 times the teacher's",
+        description="guidance over the negative caption; paper Table 5: 3.5; INFERRED: unset, the family's, by default "
+        "0.7 times the teacher's",
     )
     beta1_spread: float = Field(
         1.0, ge=0, description="INFERRED: range of the uniform law, not found in the paper; unset, 0.2 of the teacher's"
     )
-    beta2: float = Field(0.25, ge=0, description="guidance of the dense over the pruned teacher; paper Table 5: 0.25")
+    beta2: float = Field(
+        0.25, ge=0, description="guidance of the dense over the pruned teacher; unset, the family's; Table 5: 0.25"
+    )
     beta2_spread: float = Field(0.25, ge=0, description="INFERRED: range of the uniform law; the paper's was not found")
 
 
@@ -47,8 +50,12 @@ class FastLightGen(Method):
     Settings = FastLightGenSettings
 
     def __init__(self, settings: FastLightGenSettings, preset: FamilyPreset) -> None:
-        match = with_teacher_guidance(settings.match, "beta1", preset, share=0.7)
+        match = settings.match
+        if preset.beta1 is not None:
+            match = unless_set(match, "beta1", preset.beta1)
+        match = with_teacher_guidance(match, "beta1", preset, share=0.7)
         match = with_teacher_guidance(match, "beta1_spread", preset, share=0.2)
+        match = unless_set(match, "beta2", preset.beta2)
         super().__init__(settings.model_copy(update={"match": match}), preset)
 
     def stages(self, budget: float) -> list[StageSpec]:

@@ -118,6 +118,7 @@ class Importance(_Record):
     x0_error: tuple[float, ...]
     elbo: tuple[float, ...] = ()
     redundant: tuple[int, ...] = ()
+    kinds: tuple[str, ...] = ()  # what each block is called where there are several sorts
     dense_x0_error: float | None = None
 
 

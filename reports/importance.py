@@ -47,6 +47,7 @@ def build(run: RunData, out: Path) -> list[Path]:
             axes[1, 0].set_ylabel("ELBO-weighted")
         axes[-1, 0].set_xlabel("block skipped (number on the bar: rank of importance)")
         axes[-1, 0].set_xticks(range(len(found.blocks)), [str(b) for b in found.blocks])
+        _mark_kinds(axes[-1, 0], found)
         handles: list[Patch | Line2D] = [
             Patch(color=NEEDED, label="kept"),
             Patch(facecolor=REDUNDANT, hatch="////", edgecolor="white", label="redundant"),
@@ -56,6 +57,18 @@ def build(run: RunData, out: Path) -> list[Path]:
         above = {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderaxespad": 0}
         axes[0, 0].legend(handles=handles, ncols=3, frameon=False, fontsize=6.5, **above)
         return save(figure, out, "importance")
+
+
+def _mark_kinds(axes: Axes, found: Importance) -> None:
+    """The sort of block in words under its bars, and a line between the sorts, where there are several."""
+    for kind in dict.fromkeys(found.kinds) if len(set(found.kinds)) > 1 else ():
+        places = [i for i, k in enumerate(found.kinds) if k == kind]
+        middle, where = (places[0] + places[-1]) / 2, axes.get_xaxis_transform()
+        axes.text(middle, -0.24, kind, transform=where, ha="center", va="top", fontsize=6.5, color=MUTED)
+        if places[0]:
+            axes.axvline(places[0] - 0.5, color=MUTED, lw=0.6)
+    if len(set(found.kinds)) > 1:
+        axes.xaxis.labelpad = 12
 
 
 def _bars(axes: Axes, found: Importance, values: tuple[float, ...], dense: float | None) -> None:

@@ -29,11 +29,12 @@ pytestmark = pytest.mark.usefixtures("log_every_iteration")
 
 
 def test_shallow_blocks_go_first() -> None:
-    assert shallow_blocks(0.7, 10) == [1, 3, 5]  # the first half has room for two: every other block goes on
-    assert shallow_blocks(0.8, 10) == [1, 3]
-    assert shallow_blocks(0.7, 40) == list(range(1, 24, 2))
-    assert shallow_blocks(0.4, 10) == [1, 2, 3, 5, 7, 9]  # then the rest from the shallow end
-    assert shallow_blocks(1.0, 10) == [] and shallow_blocks(0.01, 10) == list(range(1, 10))  # block 0 always stays
+    ten = [1] * 10
+    assert shallow_blocks(0.7, ten) == [1, 3, 5]  # the first half has room for two: every other block goes on
+    assert shallow_blocks(0.8, ten) == [1, 3]
+    assert shallow_blocks(0.7, [1] * 40) == list(range(1, 24, 2))
+    assert shallow_blocks(0.4, ten) == [1, 2, 3, 5, 7, 9]  # then the rest from the shallow end
+    assert shallow_blocks(1.0, ten) == [] and shallow_blocks(0.01, ten) == list(range(1, 10))  # block 0 always stays
 
 
 def test_content_loss_is_relative_to_the_teachers_variance() -> None:

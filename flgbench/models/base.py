@@ -16,6 +16,8 @@ from typing import Any, Literal, Self
 import torch
 from torch import nn
 
+from flgbench.errors import UsageError
+
 # What a block's self-attention sees: every token, its own latent frame and the first one, or there is none.
 SelfAttention = Literal["full", "frame", "none"]
 
@@ -64,6 +66,13 @@ class Condition:
         negative = {name: value.expand(len(self), *value.shape[1:]) for name, value in self.negative_extras.items()}
         text = self.negative_text.expand(len(self), -1, -1)
         return replace(self, text=text, extras={**self.extras, **negative})
+
+    def guided(self, scale: float) -> Condition:
+        """The same, asked at the guidance scale that a guidance-distilled network is told (its extra 'guidance')."""
+        if "guidance" not in self.extras:
+            raise UsageError("embedded_guidance: this family's network is told no guidance scale; use guidance_scale")
+        asked = torch.full_like(self.extras["guidance"], scale)
+        return replace(self, extras={**self.extras, "guidance": asked})
 
     def to(self, device: torch.device | str) -> Condition:
         return Condition.from_tensors({name: value.to(device) for name, value in self.tensors().items()})
@@ -147,6 +156,25 @@ class VideoModel(ABC):
         """The blocks that may be skipped or deleted, in order."""
 
     @property
+    def block_kinds(self) -> tuple[str, ...]:
+        """What each block is called where a family has several sorts of them."""
+        return ("block",) * len(self.blocks)
+
+    @property
+    def block_parameters(self) -> tuple[int, ...]:
+        """Parameters of each block."""
+        return tuple(sum(p.numel() for p in block.parameters()) for block in self.blocks)
+
+    def block_tokens(self, output: Any) -> torch.Tensor:
+        """The video's tokens (B, N, width) in what a block returned, frame after frame."""
+        return output
+
+    @property
+    def width(self) -> int:
+        """Channels of a token."""
+        return self.transformer.config.num_attention_heads * self.transformer.config.attention_head_dim
+
+    @property
     @abstractmethod
     def kept_blocks(self) -> tuple[int, ...]:
         """Original indices of the blocks that are still there."""
@@ -185,6 +213,10 @@ class VideoModel(ABC):
     @abstractmethod
     def save(self, folder: Path) -> None:
         """Write the denoiser in diffusers layout (config.json + safetensors)."""
+
+    @abstractmethod
+    def stock_pipeline(self, scheduler: Any) -> Any:
+        """diffusers' own pipeline around the parts of this model."""
 
     def copy(self) -> Self:
         """A model with its own denoiser weights, unless it `shares_weights`; encoders are shared."""

@@ -1,8 +1,6 @@
 """Run a Wan autoencoder's causal 3-D convolutions as 2-D ones.
 
-On a CPU torch's 3-D convolution is several times slower than its 2-D one, most of all at batch 1. A causal convolution
-with k_t taps in time equals a 2-D convolution over k_t frames stacked as channels, so the same weights give the same
-result (to rounding) from the fast kernel. State dicts are unchanged.
+The same weights give the same result (to rounding) from a faster kernel, see `folded_time`. State dicts are unchanged.
 """
 
 from __future__ import annotations
@@ -12,6 +10,8 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, patchify, unpatchify
 
+from flgbench.models.folded_time import convolve_folded
+
 SMALL = 128 * 128  # pixels of a frame up to which two chunks of a clip fit any memory
 
 
@@ -19,23 +19,13 @@ class FoldedCausalConv3d(WanCausalConv3d):
     """`WanCausalConv3d` whose time taps are folded into the channels of a 2-D convolution."""
 
     def forward(self, x: torch.Tensor, cache_x: torch.Tensor | None = None) -> torch.Tensor:
-        taps, stride = self.kernel_size[0], self.stride[0]
         missing = self._padding[4]
         if cache_x is not None and missing > 0:
             x = torch.cat([cache_x, x], dim=2)
             missing -= cache_x.shape[2]
         if missing > 0:
             x = F.pad(x, (0, 0, 0, 0, missing, 0))
-        batch, channels, frames, height, width = x.shape
-        steps = (frames - taps) // stride + 1
-        x = x.permute(0, 2, 3, 4, 1)
-        if taps > 1:
-            x = torch.cat([x[:, k : k + stride * (steps - 1) + 1 : stride] for k in range(taps)], dim=-1)
-        x = x.reshape(batch * steps, height, width, taps * channels).permute(0, 3, 1, 2)
-        weight = self.weight.permute(0, 2, 1, 3, 4).reshape(self.out_channels, taps * channels, *self.kernel_size[1:])
-        weight = weight.contiguous(memory_format=torch.channels_last)
-        y = F.conv2d(x, weight, self.bias, stride=self.stride[1:], padding=(self._padding[2], self._padding[0]))
-        return y.permute(0, 2, 3, 1).reshape(batch, steps, *y.shape[2:], -1).permute(0, 4, 1, 2, 3)
+        return convolve_folded(self, x, (self._padding[2], self._padding[0]))
 
 
 def fold_convolutions(vae: AutoencoderKLWan) -> AutoencoderKLWan:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanImageToVideoPipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
 from flgbench.errors import UsageError
-from flgbench.models.wanx import WanX
+from flgbench.models.base import VideoModel
 from flgbench.sampling import SamplerSettings
 
 TRAIN_STEPS = 1000  # diffusers counts time in thousandths
@@ -72,19 +72,9 @@ def _spacing(settings: SamplerSettings, shift: float) -> float:
     return (1 - last) / (settings.num_inference_steps - 1)
 
 
-def save_pipeline(model: WanX, scheduler: Any, folder: Path) -> None:
-    """Write `model` as the folder that `WanImageToVideoPipeline.from_pretrained` loads, without this machine's paths."""
-    pipeline = WanImageToVideoPipeline(
-        tokenizer=model.tokenizer,
-        text_encoder=model.text_encoder,
-        vae=model.vae,
-        scheduler=scheduler,
-        transformer=model.transformer,
-        image_encoder=model.image_encoder,
-        image_processor=model.image_processor,
-        expand_timesteps=model.per_token_times,
-    )
-    pipeline.save_pretrained(folder)
+def save_pipeline(model: VideoModel, scheduler: Any, folder: Path) -> None:
+    """Write `model` as the folder that its family's stock pipeline loads, without this machine's paths."""
+    model.stock_pipeline(scheduler).save_pretrained(folder)
 
 
 def tidy_folder(folder: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from diffusers import AutoencoderKLWan, WanImageToVideoPipeline, WanTransformer3DModel
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPVisionModel, UMT5EncoderModel
@@ -262,3 +262,15 @@ class WanX(WanEncoders):
         self.transformer.save_pretrained(folder)
         (folder / KEPT_BLOCKS).write_text(json.dumps(list(self._kept)))
         (folder / SELF_ATTENTION).write_text(json.dumps(list(self.self_attention)))
+
+    def stock_pipeline(self, scheduler: Any) -> WanImageToVideoPipeline:
+        return WanImageToVideoPipeline(
+            tokenizer=self.tokenizer,
+            text_encoder=self.text_encoder,
+            vae=self.vae,
+            scheduler=scheduler,
+            transformer=self.transformer,
+            image_encoder=self.image_encoder,
+            image_processor=self.image_processor,
+            expand_timesteps=self.per_token_times,
+        )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -21,8 +19,7 @@ class FeatureDiscriminator(nn.Module):
         super().__init__()
         self._model = [model]  # in a list: the frozen denoiser is no sub-module of the head
         self._block = len(model.blocks) * 2 // 3
-        watched: Any = model.blocks[self._block]
-        width = int(watched.norm1.normalized_shape[0])
+        width = model.width
         with torch.random.fork_rng(devices=[]):  # the same head whatever this process drew before
             torch.manual_seed(0)
             self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1))
@@ -30,7 +27,9 @@ class FeatureDiscriminator(nn.Module):
     def forward(self, x: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
         model, tokens = self._model[0], []
         # Removed at once: the model is shared, and a copy of it would carry the hook.
-        hook = model.blocks[self._block].register_forward_hook(lambda module, inputs, output: tokens.append(output))
+        hook = model.blocks[self._block].register_forward_hook(
+            lambda module, inputs, output: tokens.append(model.block_tokens(output))
+        )
         try:
             model.velocity(x, t, condition)
         finally:

@@ -18,7 +18,7 @@ from flgbench import flow
 from flgbench.models.base import Condition, VideoModel
 from flgbench.settings import Settings
 from flgbench.stage import Batch, Footprint, Roles, TrainedStage
-from methods.parts.importance import n_redundant
+from methods.parts.importance import leading
 from methods.parts.optimizer import adamw
 from methods.parts.video_discriminator import VideoDiscriminator, hinge_discriminator_loss, hinge_generator_loss
 
@@ -42,14 +42,14 @@ class ContentSettings(Settings):
     shift: float = Field(3.0, gt=0, description="INFERRED: training times are uniform, then shifted as the teacher's")
 
 
-def shallow_blocks(keep: float, n_blocks: int) -> list[int]:
-    """The blocks that go so that the share `keep` remains: 1, 3, 5, ... and, should these not suffice, 2, 4, 6, ...
+def shallow_blocks(keep: float, sizes: Sequence[int]) -> list[int]:
+    """The blocks that go so that the share `keep` of all `sizes` remains: 1, 3, 5, ..., if need be then 2, 4, 6, ...
 
     Counted from the shallow end, so the first half of the depth is thinned first; every other one, so that no two
     neighbours go before it must be; never block 0 (methods.md 6, INFERRED).
     """
-    order = [*range(1, n_blocks, 2), *range(2, n_blocks, 2)]
-    return sorted(order[: n_redundant(keep, n_blocks)])
+    order = [*range(1, len(sizes), 2), *range(2, len(sizes), 2)]
+    return sorted(leading(order, keep, sizes))
 
 
 @contextmanager
@@ -57,7 +57,8 @@ def captured_states(model: VideoModel, positions: Sequence[int]) -> Iterator[lis
     """While open, the list grows by the output (B, tokens, width) of each block at `positions`, in order of depth."""
     states: list[torch.Tensor] = []
     handles = [
-        model.blocks[p].register_forward_hook(lambda module, inputs, output: states.append(output)) for p in positions
+        model.blocks[p].register_forward_hook(lambda module, inputs, output: states.append(model.block_tokens(output)))
+        for p in positions
     ]
     try:
         yield states
@@ -79,8 +80,13 @@ def content_loss(student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor
 
 def drop_captions(condition: Condition, dropped: torch.Tensor) -> Condition:
     """The condition with the negative caption where `dropped` (B,) is true; the image stays."""
-    text = torch.where(dropped[:, None, None], condition.unconditional().text, condition.text)
-    return replace(condition, text=text)
+    negative = condition.unconditional()
+
+    def mixed(kept: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        return torch.where(dropped.view(-1, *[1] * (kept.ndim - 1)), other, kept)
+
+    extras = {name: mixed(kept, negative.extras[name]) for name, kept in condition.extras.items()}
+    return replace(condition, text=mixed(condition.text, negative.text), extras=extras)
 
 
 class ContentDistillation(TrainedStage):
@@ -91,7 +97,7 @@ class ContentDistillation(TrainedStage):
     def __init__(self, settings: ContentSettings, roles: Roles) -> None:
         super().__init__(settings, roles)
         self.teacher = roles.teacher
-        self.model = self.teacher.without_blocks(shallow_blocks(settings.keep, len(self.teacher.blocks)))
+        self.model = self.teacher.without_blocks(shallow_blocks(settings.keep, self.teacher.block_parameters))
         self.model.requires_grad_(True)
         # Where the student's blocks were before the deletion: states are matched at original indices.
         self.matched = [self.teacher.kept_blocks.index(k) for k in self.model.kept_blocks]

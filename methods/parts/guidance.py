@@ -6,8 +6,13 @@ from flgbench.contracts import FamilyPreset
 from flgbench.settings import SettingsT
 
 
-def with_teacher_guidance(settings: SettingsT, field: str, preset: FamilyPreset, share: float = 1.0) -> SettingsT:
-    """`settings` with `share` of the family's guidance scale in `field` unless that was set."""
+def unless_set(settings: SettingsT, field: str, value: float) -> SettingsT:
+    """`settings` with `value` in `field` unless that was set."""
     if field in settings.model_fields_set:
         return settings
-    return settings.model_copy(update={field: share * preset.guidance_scale})
+    return settings.model_copy(update={field: value})
+
+
+def with_teacher_guidance(settings: SettingsT, field: str, preset: FamilyPreset, share: float = 1.0) -> SettingsT:
+    """`settings` with `share` of the family's guidance scale in `field` unless that was set."""
+    return unless_set(settings, field, share * preset.guidance_scale)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -17,7 +19,7 @@ from flgbench.store import write_json
 class ImportanceSettings(Settings):
     """How damage is estimated and how much is to go."""
 
-    keep: float = Field(0.7, gt=0, le=1, description="share of blocks that remain; abstract of 2603.01685: 30 % pruned")
+    keep: float = Field(0.7, gt=0, le=1, description="share of the blocks' parameters that remains; 2603.01685: 30 % pruned")
     clips: int = Field(16, ge=1, description="INFERRED: number of real clips; the paper's count was not found")
     times: int = Field(4, ge=1, description="INFERRED: points of the fixed t grid; the paper's grid was not found")
     weight: str = Field(
@@ -25,9 +27,24 @@ class ImportanceSettings(Settings):
     )
 
 
+def n_leading(amount: float, sizes: Sequence[int]) -> int:
+    """How many of `sizes`, from the first on, come nearest to `amount` in sum; of two as near the even, as `round` does."""
+    sums = list(accumulate(sizes, initial=0))
+    return min(range(len(sums)), key=lambda n: (round(abs(sums[n] - amount), 6), n % 2))
+
+
+def leading(order: Sequence[int], keep: float, sizes: Sequence[int]) -> list[int]:
+    """The first blocks of `order` that go so that about the share `keep` of all `sizes` remains; at least one block stays.
+
+    `sizes` are the blocks' parameters by position. Equal blocks so are counted, unequal ones weighed.
+    """
+    count = n_leading((1 - keep) * sum(sizes), [sizes[b] for b in order])
+    return list(order[: min(len(sizes) - 1, count)])
+
+
 def n_redundant(keep: float, n_blocks: int) -> int:
-    """How many blocks go so that the share `keep` remains (rounded; at least one block stays)."""
-    return min(n_blocks - 1, round((1 - keep) * n_blocks))
+    """How many of as many equal blocks go so that the share `keep` remains (rounded; at least one stays)."""
+    return len(leading(range(n_blocks), keep, [1] * n_blocks))
 
 
 @torch.no_grad()
@@ -80,6 +97,7 @@ class Importance(ComputedStage):
                 "x0_error": damage["x0"].tolist(),
                 "elbo": damage["elbo"].tolist(),
                 "dense_x0_error": damage["dense"].item(),
-                "redundant": ranking[: n_redundant(settings.keep, len(model.blocks))],
+                "kinds": list(model.block_kinds),
+                "redundant": leading(ranking, settings.keep, model.block_parameters),
             },
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from pydantic import Field
 from flgbench.settings import Settings
 from flgbench.stage import ComputedStage
 from flgbench.store import write_json
-from methods.parts.importance import n_redundant
+from methods.parts.importance import leading
 
 
 def middle_blocks(n_blocks: int, count: int) -> list[int]:
@@ -20,9 +21,14 @@ def middle_blocks(n_blocks: int, count: int) -> list[int]:
     return list(range(first, first + count))
 
 
+def random_order(n_blocks: int, seed: int) -> list[int]:
+    """All positions in an order by lot."""
+    return torch.randperm(n_blocks, generator=torch.Generator().manual_seed(seed)).tolist()
+
+
 def random_blocks(n_blocks: int, count: int, seed: int) -> list[int]:
     """`count` positions, every set equally likely."""
-    return torch.randperm(n_blocks, generator=torch.Generator().manual_seed(seed))[:count].sort().values.tolist()
+    return sorted(random_order(n_blocks, seed)[:count])
 
 
 class MiddleSettings(Settings):
@@ -45,13 +51,13 @@ class Selection(ComputedStage):
         return 0.0
 
     @abstractmethod
-    def select(self, n_blocks: int, count: int) -> list[int]:
-        """Positions of the `count` redundant blocks."""
+    def select(self, sizes: Sequence[int]) -> list[int]:
+        """Positions of the redundant blocks, of which `sizes` are the parameters."""
 
     def compute(self, out: Path) -> None:
-        blocks = self.roles.teacher.kept_blocks
-        redundant = self.select(len(blocks), n_redundant(self.settings.keep, len(blocks)))
-        write_json(out / "importance.json", {"blocks": list(blocks), "redundant": redundant})
+        teacher = self.roles.teacher
+        redundant = self.select(teacher.block_parameters)
+        write_json(out / "importance.json", {"blocks": list(teacher.kept_blocks), "redundant": redundant})
 
 
 class MiddleBlocks(Selection):
@@ -59,8 +65,11 @@ class MiddleBlocks(Selection):
 
     Settings = MiddleSettings
 
-    def select(self, n_blocks: int, count: int) -> list[int]:
-        return middle_blocks(n_blocks, count)
+    def select(self, sizes: Sequence[int]) -> list[int]:
+        """As many as come nearest to the share that goes; of two as near the even number, as `round` does."""
+        n, goes = len(sizes), (1 - self.settings.keep) * sum(sizes)
+        choices = [middle_blocks(n, count) for count in range(n)]
+        return min(choices, key=lambda blocks: (round(abs(sum(sizes[b] for b in blocks) - goes), 6), len(blocks) % 2))
 
 
 class RandomBlocks(Selection):
@@ -68,8 +77,9 @@ class RandomBlocks(Selection):
 
     Settings = RandomSettings
 
-    def select(self, n_blocks: int, count: int) -> list[int]:
-        return random_blocks(n_blocks, count, self.settings.seed)
+    def select(self, sizes: Sequence[int]) -> list[int]:
+        n = len(sizes)
+        return sorted(leading(random_order(n, self.settings.seed), self.settings.keep, sizes))
 
 
 class DeletionSettings(Settings):

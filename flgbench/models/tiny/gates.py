@@ -9,6 +9,7 @@ import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ from flgbench.metrics.stats import bootstrap_mean
 from flgbench.metrics.table import METRICS
 from flgbench.metrics.truth import measure, select
 from flgbench.models.base import VideoModel
-from flgbench.models.wanx import WanX
 from flgbench.sampling import SamplerSettings, generate
 from flgbench.shipped import HASHES
 from flgbench.store import sha256, write_json
@@ -61,7 +61,7 @@ def measure_gates(family: Family, conditions: int, seeds: int, folder: Path) -> 
     Intervals are clustered by condition: what is hidden differs from seed to seed, so more seeds make them narrower.
     """
     began = time.time()
-    model, preset = WanX.load(folder), family.preset("tiny")
+    model, preset = _load(family, folder), family.preset("tiny")
     names = [*row_samplers(preset), ROUND_TRIP, "real"]  # the long ones first
     measure_one = partial(_row, family=family, conditions=conditions, seeds=seeds, folder=folder)
     # A process a core with one thread each: small networks leave half of two cores idle otherwise.
@@ -90,13 +90,17 @@ def measure_gates(family: Family, conditions: int, seeds: int, folder: Path) -> 
     return result
 
 
+def _load(family: Family, folder: Path) -> VideoModel:
+    return import_module(family.recipe).load(folder)
+
+
 def _row(name: str, family: Family, conditions: int, seeds: int, folder: Path) -> dict[str, Any]:
     """What the gates' table says of one row."""
     factors = shapes.draw_factors("validation", np.arange(conditions))
     video = shapes.render(factors)
     if name == "real":
         return _summary(measure(video, factors), np.arange(conditions))
-    model = WanX.load(folder)
+    model = _load(family, folder)
     if name == ROUND_TRIP:
         through = torch.cat([model.decode(model.encode_video(v)) for v in video.split(16)])
         return _summary(measure(through, factors), np.arange(conditions)) | {"psnr": _psnr(through, video)}

@@ -27,6 +27,11 @@ CLIPS, STEPS = 32_768, 6_000
 START = "start.safetensors"  # in the work folder: weights that the denoiser goes on from
 
 
+def load(folder: Path) -> WanX:
+    """The teacher in `folder`."""
+    return WanX.load(folder)
+
+
 def set_latent_statistics(vae: AutoencoderKLWan, clips: int = 512) -> None:
     """Store the mean and standard deviation of each latent channel in the autoencoder's config, as Wan's does."""
     video = shapes.render(shapes.draw_factors("train", np.arange(clips)))

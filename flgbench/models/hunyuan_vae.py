@@ -1,0 +1,46 @@
+"""`AutoencoderKLHunyuanVideo` on whole clips, with its convolutions in the form that is fast on a CPU.
+
+diffusers cuts clips of more than 16 frames into overlapping tiles and blends them, to save memory. Short clips go through
+whole here.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKLHunyuanVideo
+from diffusers.models.autoencoders.autoencoder_kl_hunyuan_video import HunyuanVideoCausalConv3d
+
+from flgbench.models.folded_time import convolve_folded
+
+
+class FoldedHunyuanConv3d(HunyuanVideoCausalConv3d):
+    """`HunyuanVideoCausalConv3d` whose time taps are folded into the channels of a 2-D convolution."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return convolve_folded(self.conv, F.pad(hidden_states, self.time_causal_padding, mode=self.pad_mode))
+
+
+def fold_convolutions(vae: AutoencoderKLHunyuanVideo) -> AutoencoderKLHunyuanVideo:
+    """Switch every causal convolution of `vae` to the folded form, in place. State dicts are unchanged."""
+    for module in vae.modules():
+        if isinstance(module, HunyuanVideoCausalConv3d):
+            module.__class__ = FoldedHunyuanConv3d
+    return vae
+
+
+def encode_whole(vae: AutoencoderKLHunyuanVideo, pixels: torch.Tensor) -> torch.Tensor:
+    """Scaled posterior mode (B, z, T', H', W') of pixels (B, 3, T, H, W) in [-1, 1].
+
+    The first latent frame is that of the first frame alone. The autoencoder's group norms look at all frames, so that of
+    the whole clip would differ a little from what the model is given at sampling.
+    """
+    parts = [pixels[:, :, :1], pixels] if pixels.shape[2] > 1 else [pixels]
+    first, *whole = [vae.quant_conv(vae.encoder(p)).chunk(2, dim=1)[0] for p in parts]
+    latents = torch.cat([first, *(w[:, :, 1:] for w in whole)], dim=2)
+    return latents * vae.config.scaling_factor
+
+
+def decode_whole(vae: AutoencoderKLHunyuanVideo, latents: torch.Tensor) -> torch.Tensor:
+    """Pixels (B, 3, T, H, W) in [-1, 1] of scaled latents."""
+    return vae.decoder(vae.post_quant_conv(latents / vae.config.scaling_factor)).clamp(-1, 1)

@@ -1,0 +1,181 @@
+"""Train the tiny hunyuan denoiser: `HunyuanVideoTransformer3DModel`, guidance-distilled from the tiny wanx teacher.
+
+HunyuanVideo is guidance-distilled, so its network imitates a guided teacher and is told the scale. Ours imitates tiny
+wanx in the latent space that both share: on noised real clips its velocity regresses
+
+    v(c0) + g (v(c) - v(c0)) of wanx, g embedded,   and v(c0) itself where the caption is dropped,
+
+with g = 1 for most clips and uniform for the rest. One training so gives the embedded scale, the plain conditional
+velocity (g = 1) and an unconditional branch. A teacher's velocity has none of the noise of a flow-matching target: this
+takes far fewer steps than pretraining on clips alone.
+
+Hidden matrices are trained with Muon, everything else with AdamW; the learning rate is constant and falls to zero over
+the last half of the steps. The shipped weights are the EMA.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import HunyuanVideoTransformer3DModel
+from torch import nn
+
+from flgbench import flow
+from flgbench.checkpoint import load_checkpoint, save_checkpoint
+from flgbench.data import shapes
+from flgbench.data.captions import captions_of
+from flgbench.models.base import Condition
+from flgbench.models.hunyuan import Hunyuan, TextReader
+from flgbench.models.tiny.muon import Muon
+from flgbench.models.wanx import WanX
+from flgbench.training_log import TrainingLog
+
+SHIFT, CAPTION_DROPOUT = 3.0, 0.1
+GUIDED, GUIDANCE = 0.3, (1.0, 3.0)  # share of the clips with g above 1, and the range of g
+TRANSFORMER = {
+    "in_channels": 16,
+    "out_channels": 16,
+    "num_attention_heads": 3,
+    "attention_head_dim": 32,
+    "num_layers": 4,
+    "num_single_layers": 8,
+    "num_refiner_layers": 1,
+    "mlp_ratio": 4.0,
+    "patch_size": 2,
+    "patch_size_t": 1,
+    "guidance_embeds": True,
+    "text_embed_dim": 64,
+    "pooled_projection_dim": 64,
+    "rope_theta": 256.0,
+    "rope_axes_dim": (8, 12, 12),
+    "image_condition_type": "token_replace",
+}
+BATCH, STEPS, MUON_LR, ADAM_LR, EMA_DECAY, SEED = 24, 1000, 2e-3, 1e-3, 0.99, 0
+DECAY = 0.5  # share of the steps over which the learning rate falls to zero
+CHECKPOINT_EVERY = 50
+
+
+def build(vae, reader: TextReader) -> Hunyuan:
+    """A freshly initialised denoiser (seed 0) around trained encoders."""
+    torch.manual_seed(SEED)
+    transformer = HunyuanVideoTransformer3DModel(**TRANSFORMER)
+    return Hunyuan(transformer, vae, reader, (shapes.FRAMES, shapes.SIZE, shapes.SIZE))
+
+
+@torch.no_grad()
+def read_captions(model: Hunyuan, guide: WanX, count: int, batch: int = 64) -> dict[str, torch.Tensor]:
+    """What both models read of the first `count` training clips' captions; names with `negative` are of the empty one."""
+    parts: dict[str, list[torch.Tensor]] = {"text": [], "mask": [], "pooled": [], "guide": []}
+    for start in range(0, count, batch):
+        factors = shapes.draw_factors("train", np.arange(start, min(start + batch, count)))
+        captions = captions_of(factors)
+        read = model.reader.read(shapes.render(factors)[:, 0], captions)
+        for name, value in zip(parts, (*read, guide.encode_text(captions)), strict=True):
+            parts[name].append(value)
+    negative = dict(zip(("text", "mask", "pooled"), model._read_beside_black([model.negative_caption]), strict=True))
+    negative["guide"] = guide.encode_text([guide.negative_caption])
+    return {k: torch.cat(v) for k, v in parts.items()} | {f"negative_{k}": v for k, v in negative.items()}
+
+
+def guided_target(
+    guide: WanX, x: torch.Tensor, t: torch.Tensor, condition: Condition, dropped: torch.Tensor, scale: torch.Tensor
+) -> torch.Tensor:
+    """The guide's velocity at scale (B,), computed with only the passes that each clip needs."""
+    conditional, unconditional = ~dropped, dropped | (scale != 1)
+    v, v0 = torch.zeros_like(x), torch.zeros_like(x)
+    for where, out, told in ((conditional, v, condition), (unconditional, v0, condition.unconditional())):
+        if where.any():
+            out[where] = guide.velocity(x[where], t[where], told.select(where))
+    v = torch.where(flow.per_clip(dropped, x).bool(), v0, v)
+    return torch.where(flow.per_clip(scale != 1, x).bool(), flow.guide(v, v0, scale), v)
+
+
+def _optimizers(model: Hunyuan) -> dict[str, torch.optim.Optimizer]:
+    matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in model.transformer.parameters() if id(p) not in chosen]
+    return {
+        "muon": Muon(matrices, lr=MUON_LR),
+        "adam": torch.optim.AdamW(rest, lr=ADAM_LR, betas=(0.9, 0.99), weight_decay=0.01),
+    }
+
+
+def train(
+    model: Hunyuan, guide: WanX, data: dict[str, torch.Tensor], folder: Path, steps: int = STEPS, report_every: int = 25
+) -> Hunyuan:
+    """Train to `steps`, resuming from `folder/dit-checkpoint.safetensors`; returns the EMA model.
+
+    `data` holds the guide's latents of the first N training clips, `video` and `image`, both (N, 16, 5, 8, 8). Appends to
+    `folder/dit-log.jsonl`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    count = len(data["video"])
+    read = read_captions(model, guide, count)
+    given = torch.zeros(1, 4, *data["video"].shape[2:])  # the guide's mask: which frame it is given
+    given[:, :, 0] = 1
+    model.requires_grad_(True).transformer.train()
+    optimizers = _optimizers(model)
+    shadow = {k: v.clone() for k, v in model.transformer.state_dict().items()}
+    checkpoint, first = folder / "dit-checkpoint.safetensors", 0
+    modules = {"transformer": model.transformer}
+    if checkpoint.exists():
+        shadow, scalars = load_checkpoint(checkpoint, modules, optimizers)
+        first = int(scalars["step"])
+    model.transformer.compile()
+    log = TrainingLog(folder / "dit-log.jsonl", "denoiser", steps)
+    for step in range(first, steps):
+        generator = torch.Generator().manual_seed(SEED * 1_000_003 + step)  # each step its own: resuming needs no state
+        index = torch.randint(count, (BATCH,), generator=generator)
+        x0 = data["video"][index].float()
+        noise = torch.randn(x0.shape, generator=generator)
+        t = flow.shift(torch.rand(BATCH, generator=generator), SHIFT)
+        dropped = torch.rand(BATCH, generator=generator) < CAPTION_DROPOUT
+        drawn = GUIDANCE[0] + (GUIDANCE[1] - GUIDANCE[0]) * torch.rand(BATCH, generator=generator)
+        scale = torch.where(torch.rand(BATCH, generator=generator) < GUIDED, drawn, torch.ones(BATCH))
+        x_t = flow.interpolate(x0, noise, t)
+
+        image = torch.cat([given.expand(BATCH, -1, -1, -1, -1), data["image"][index].float()], dim=1)
+        with torch.no_grad():
+            shown = Condition(read["guide"][index], read["negative_guide"], image)
+            target = guided_target(guide, x_t, t, shown, dropped, scale)
+        told = {
+            k: torch.where(_like(dropped, read[k]), read[f"negative_{k}"], read[k][index])
+            for k in ("text", "mask", "pooled")
+        }
+        extras = {"text_mask": told["mask"], "pooled": told["pooled"], "guidance": scale}
+        velocity = model.velocity(x_t, t, Condition(told["text"], read["negative_text"], x0[:, :, :1], extras))
+        loss = (velocity - target)[:, :, 1:].pow(2).mean()  # the first latent frame is known
+
+        for optimizer in optimizers.values():
+            optimizer.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(model.transformer.parameters(), 1.0)
+        factor = min(1.0, (step + 1) / 100, (steps - step) / (DECAY * steps))
+        for optimizer, lr in zip(optimizers.values(), (MUON_LR, ADAM_LR), strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = lr * factor
+            optimizer.step()
+        with torch.no_grad():
+            weights = model.transformer.state_dict()
+            decay = min(EMA_DECAY, (step + 1) / (step + 10))
+            torch._foreach_lerp_(list(shadow.values()), [weights[k] for k in shadow], 1 - decay)
+        if (step + 1) % report_every == 0:
+            log.report(step + 1, loss=round(loss.item(), 5), grad_norm=round(float(norm), 4), lr_factor=round(factor, 4))
+        if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == steps:
+            save_checkpoint(checkpoint, modules, optimizers, shadow, {"step": step + 1})
+    log.close()
+    return with_weights(model, shadow)
+
+
+def _like(dropped: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    return dropped.view(-1, *[1] * (value.ndim - 1))
+
+
+def with_weights(model: Hunyuan, weights: dict[str, torch.Tensor]) -> Hunyuan:
+    """A frozen copy of `model` whose denoiser holds `weights`."""
+    twin = model.copy()
+    twin.transformer.load_state_dict(weights)
+    twin.transformer.requires_grad_(False).eval()
+    return twin
