@@ -72,7 +72,7 @@ def run(
     """Train every method, measure, write the report; what is finished is found in `out` and not done again.
 
     `settings`: method -> its settings, as `{"dmd2": {"lr": 1e-5}}`. `options`: budget, conditions, seeds and the other
-    fields of `flgbench.plan.RunSettings`; `external` is TOML files of students from elsewhere. 'inline' works in this
+    fields of `flgbench.run_settings.RunSettings`; `external`: TOML files of students from elsewhere. 'inline' works in this
     process; 'local' in `slots` worker processes, for which a script needs `if __name__ == "__main__":`. Raises UsageError
     for wrong names and values, before any work.
     """

@@ -16,11 +16,13 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
+from flgbench.cells import Cell, Skipped
 from flgbench.data import shapes
 from flgbench.data.captions import captions_of
 from flgbench.metrics.descriptive import psnr
 from flgbench.metrics.table import ALL_METRICS, COLUMNS, WITHOUT_TRUTH
-from flgbench.plan import Cell, Plan, RunSettings, Skipped
+from flgbench.plan import Plan
+from flgbench.run_settings import RunSettings
 from flgbench.runner import BLOCKED, CACHED, DONE, FAILED, WAITING, Status
 from flgbench.steps.loading import CAPTIONS
 from flgbench.store import Store, write_json

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from flgbench.models.wan_presets import WanCheckpoint, denoiser_size
 
 if TYPE_CHECKING:
-    from flgbench.plan import Plan, Step
+    from flgbench.cells import Step
+    from flgbench.plan import Plan
     from flgbench.stage import Footprint
 
 GB = 1e9

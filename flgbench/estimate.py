@@ -8,8 +8,9 @@ from typing import Any
 
 from flgbench import costs
 from flgbench.costs import GB, Cost, Device, Network
-from flgbench.plan import TINY, Plan, RunSettings
+from flgbench.plan import Plan
 from flgbench.registry import family_of, registry
+from flgbench.run_settings import TINY, RunSettings
 
 GPUS = 8  # where neither a profile nor a recipe says how many
 

@@ -107,7 +107,7 @@ def run_settings(methods: str, baselines: str, model: str, scale: str, assignmen
         settings = _with_recipe(recipe, scale, values["methods"], settings, options)
     values |= {"recipe": recipe, "training": settings.pop("training", {}), "method_settings": settings}
     from flgbench import environment
-    from flgbench.plan import RunSettings
+    from flgbench.run_settings import RunSettings
 
     given = {k: v for k, v in options.items() if v is not None}
     if "checkpoint" in given and Path(given["checkpoint"]).is_dir():  # steps run in other folders

@@ -22,8 +22,8 @@ def show_submitted(folder: Path, out: Path, jobs: int, as_json: bool) -> None:
 def show_plan(settings: Any, out: Path, as_json: bool, profile: Any, max_jobs: int | None) -> None:
     """Every step of a run, and with a cluster's `profile` the arrays they would be submitted in."""
     from flgbench import runs as work
+    from flgbench.cells import ABSENT
     from flgbench.estimate import Estimate
-    from flgbench.plan import ABSENT
     from flgbench.runner import CACHED, initial_status
 
     arrays: list[dict[str, Any]] = []

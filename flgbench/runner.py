@@ -21,7 +21,8 @@ from flgbench.orphans import die_with_parent
 from flgbench.store import Store
 
 if TYPE_CHECKING:  # the plan imports torch, and the words of a status are wanted without it
-    from flgbench.plan import Plan, Step
+    from flgbench.cells import Step
+    from flgbench.plan import Plan
 
 KILLED = "its worker process was killed twice (out of memory, or by hand); run again to continue"
 WAITING, RUNNING, CACHED, DONE, FAILED, BLOCKED = "waiting", "running", "cached", "done", "failed", "blocked"

@@ -14,8 +14,9 @@ from typing import Any
 from flgbench import environment
 from flgbench.collect import collect
 from flgbench.errors import UsageError
-from flgbench.plan import Plan, RunSettings, plan
+from flgbench.plan import Plan, plan
 from flgbench.progress import Progress
+from flgbench.run_settings import RunSettings
 from flgbench.runner import BLOCKED, CACHED, FAILED, RUNNING, WAITING, Status, initial_status, run_inline, run_local
 from flgbench.settings import build_settings, digest
 from flgbench.status import step_lines, unfinished

@@ -5,7 +5,8 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable
 
-from flgbench.plan import Plan, Step
+from flgbench.cells import Step
+from flgbench.plan import Plan
 
 Seconds = Callable[[Step], float]
 CLIP = 12.0  # measuring or encoding one clip, in network passes

@@ -171,7 +171,7 @@ def load_student(name: str, out: Path | str = "flgbench-out") -> Student:
 
 def load(record: StudentRecord) -> Student:
     """Load what `find_student` found. Raises UsageError when the installed teacher is not the one of the run."""
-    from flgbench.plan import Step
+    from flgbench.cells import Step
     from flgbench.registry import family_of
     from flgbench.sampling import SamplerSettings
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from flgbench import environment, runs
 from flgbench.errors import UsageError
-from flgbench.plan import Plan, RunSettings
+from flgbench.plan import Plan
 from flgbench.progress import Progress
+from flgbench.run_settings import RunSettings
 from flgbench.runner import BLOCKED, CACHED, FAILED, RUNNING, WAITING, Status, initial_status
 from flgbench.settings import build_settings
 from flgbench.store import Store, write_json

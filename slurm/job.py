@@ -16,7 +16,7 @@ from pathlib import Path
 import submitit
 
 from flgbench import environment
-from flgbench.plan import Step
+from flgbench.cells import Step
 from flgbench.runner import work
 from flgbench.store import Store, write_json
 

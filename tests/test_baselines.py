@@ -18,14 +18,16 @@ from baselines.euler import Euler
 from baselines.first_block_cache import FirstBlockCache as CachedBaseline
 from baselines.unipc import UniPC4, UniPC8, UniPC20
 from flgbench import flow
+from flgbench.cells import Step
 from flgbench.contracts import EvaluationBatch
 from flgbench.data import shapes
 from flgbench.metrics.truth import measure
 from flgbench.models.cache import FirstBlockCache
 from flgbench.models.flops import pass_flops
 from flgbench.models.wanx import WanX
-from flgbench.plan import RunSettings, Step, plan
+from flgbench.plan import plan
 from flgbench.registry import registry
+from flgbench.run_settings import RunSettings
 from flgbench.sampling import GuidedVelocity, SamplerSettings, euler, generate, unipc
 from flgbench.stage import TrainingData
 from flgbench.steps import sample

@@ -14,12 +14,13 @@ from diffusers import WanTransformer3DModel
 from stages import ten_blocks
 
 from flgbench import costs, training
+from flgbench.cells import Step
 from flgbench.costs import BF16, FP32, Calibration, Network
 from flgbench.models.base import Condition
 from flgbench.models.families import WanXFamily
 from flgbench.models.wan_presets import CHECKPOINTS
 from flgbench.models.wanx import WanX
-from flgbench.plan import Plan, Step
+from flgbench.plan import Plan
 from flgbench.sampling import SamplerSettings, generate
 from flgbench.settings import Settings
 from flgbench.stage import Footprint, Roles, TrainedStage, TrainingData

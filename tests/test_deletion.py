@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from flgbench.cells import Cell, Step
 from flgbench.collect import _copy_importance
 from flgbench.errors import UsageError
 from flgbench.models.wanx import WanX
-from flgbench.plan import Cell, Plan, RunSettings, Step, plan
+from flgbench.plan import Plan, plan
 from flgbench.registry import registry
+from flgbench.run_settings import RunSettings
 from flgbench.stage import Roles, TrainingData
 from flgbench.store import Store
 from methods.parts.importance import n_redundant
@@ -197,8 +199,8 @@ def test_importance_report_reads_a_measured_ranking(tmp_path: Path) -> None:
 
 def test_a_control_with_a_network_is_not_said_to_have_none() -> None:
     told = {"cell": "delete_middle", "method": "", "label": "x", "kind": "control", "status": "blocked"}
-    assert main_table._count(None, ReportedCell(**told)).note == "no network"
-    assert main_table._count(None, ReportedCell(**told, num_inference_steps=50)).note == "not recorded"
+    assert main_table.counted(None, ReportedCell(**told)).note == "no network"
+    assert main_table.counted(None, ReportedCell(**told, num_inference_steps=50)).note == "not recorded"
 
 
 def test_number_of_deleted_blocks_of_the_shipped_teacher() -> None:

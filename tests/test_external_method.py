@@ -11,8 +11,9 @@ import pytest
 from flgbench.contracts import Method
 from flgbench.errors import UsageError
 from flgbench.models.wanx import WanX
-from flgbench.plan import RunSettings, plan
+from flgbench.plan import plan
 from flgbench.registry import registry, resolve
+from flgbench.run_settings import RunSettings
 from flgbench.sampling import SamplerSettings, generate
 from flgbench.stage import Roles, TrainingData
 from flgbench.training import LoopSettings, train

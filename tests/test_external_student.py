@@ -15,13 +15,15 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
 from flgbench import api, flow
+from flgbench.cells import Step
 from flgbench.errors import UsageError
 from flgbench.export import check_exportable
 from flgbench.external import read
 from flgbench.models.families import WanXFamily
 from flgbench.models.outside import with_lora
 from flgbench.models.wanx import WanX
-from flgbench.plan import RunSettings, Step, plan
+from flgbench.plan import plan
+from flgbench.run_settings import RunSettings
 from flgbench.sampling import SamplerSettings, generate
 from flgbench.steps import external as step_kind
 from flgbench.steps import loading

@@ -27,8 +27,9 @@ from flgbench.models.hunyuan import Hunyuan
 from flgbench.models.hunyuan_family import HunyuanFamily
 from flgbench.models.tiny import gates, hunyuan_pretrain, hunyuan_text, hunyuan_vae
 from flgbench.models.tiny import hunyuan as recipe
-from flgbench.plan import RunSettings, plan
+from flgbench.plan import plan
 from flgbench.registry import registry
+from flgbench.run_settings import RunSettings
 from flgbench.runner import initial_status
 from flgbench.sampling import GuidedVelocity, SamplerSettings, build_cache, clip_noise, euler, generate
 from flgbench.settings import build_settings

@@ -35,14 +35,16 @@ from transformers import (
 )
 
 from baselines.open_models import INDEX, SVDXT, CogVideoXI2V, PipelineModel, SVDSettings, fingerprint, frame_indices
-from flgbench import api, open_models
+from flgbench import api, open_models, timing
+from flgbench.cells import Step
 from flgbench.contracts import EvaluationBatch
 from flgbench.data import shapes
 from flgbench.data.captions import captions_of
 from flgbench.errors import UsageError
 from flgbench.inputs import fit
-from flgbench.plan import RunSettings, Step, plan
+from flgbench.plan import plan
 from flgbench.registry import registry
+from flgbench.run_settings import RunSettings
 from flgbench.steps import latency
 from flgbench.store import Store
 
@@ -267,7 +269,7 @@ def test_they_are_timed_beside_the_reference(svd: Path, tmp_path: Path) -> None:
     latency.run(step, store, folder)
     table = pd.read_parquet(folder / "results.parquet")
     times = table[table["cell"] == "svd-xt"].pivot(index="condition", columns="metric", values="value").drop(index=-1)
-    assert list(times.index) == [0, 1, 2] and (times[list(latency.STAGES)] > 0).all(axis=None)
+    assert list(times.index) == [0, 1, 2] and (times[list(timing.STAGES)] > 0).all(axis=None)
     reason = table[(table["cell"] == "svd-xt") & (table["metric"] == "peak_memory_mb")]["reason"].item()
     assert table["status"].eq("missing").sum() == 2 and "share one process" in reason
 

@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
+from flgbench.cells import Step
 from flgbench.contracts import StageSpec
 from flgbench.errors import StageFailure, UsageError
-from flgbench.plan import Plan, RunSettings, Step, plan
+from flgbench.plan import Plan, plan
 from flgbench.registry import registry
+from flgbench.run_settings import RunSettings
 from flgbench.runner import BLOCKED, CACHED, DONE, FAILED, Status, new_pool, run_inline, run_local
 from flgbench.store import Store
 

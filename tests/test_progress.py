@@ -10,7 +10,7 @@ import pytest
 from conftest import Flgbench
 from report_runs import make_run
 
-from flgbench.plan import RunSettings
+from flgbench.run_settings import RunSettings
 from flgbench.runs import plan_record, prepare
 from flgbench.store import write_json
 from reports import build_all, progress

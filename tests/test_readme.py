@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from flgbench.models.wanx import WanX
-from flgbench.plan import RunSettings, plan
+from flgbench.plan import plan
 from flgbench.registry import registry
+from flgbench.run_settings import RunSettings
 from flgbench.stage import Roles, TrainingData
 from flgbench.training import LoopSettings, train
 from reports import BUILT_IN

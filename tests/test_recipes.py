@@ -10,9 +10,10 @@ import pytest
 from conftest import Flgbench, assert_refused
 
 from flgbench.options import run_settings
-from flgbench.plan import RunSettings, plan
+from flgbench.plan import plan
 from flgbench.recipes import TRAINING, Recipe, with_recipe
 from flgbench.registry import registry, resolve
+from flgbench.run_settings import RunSettings
 from flgbench.runs import run_name
 from flgbench.settings import Settings
 from flgbench.sweeps import nested

@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flgbench.plan import Plan, RunSettings, Step, plan
+from flgbench.cells import Step
+from flgbench.plan import Plan, plan
 from flgbench.registry import registry
+from flgbench.run_settings import RunSettings
 from flgbench.schedule import estimate, lower_bound, makespan, remaining
 
 

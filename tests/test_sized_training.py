@@ -22,7 +22,8 @@ from flgbench import costs
 from flgbench.checkpoint import check_saved, skeleton
 from flgbench.errors import StageFailure
 from flgbench.models.wanx import WanX
-from flgbench.plan import RunSettings, plan
+from flgbench.plan import plan
+from flgbench.run_settings import RunSettings
 from flgbench.stage import Roles, TrainingData
 from flgbench.steps import execute
 from flgbench.steps.loading import load_teacher

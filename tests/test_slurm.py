@@ -10,9 +10,11 @@ import pytest
 from conftest import Flgbench, assert_refused
 from toy_plans import ON_DEVCLUSTER, SMALL, chains, write
 
+from flgbench.cells import Step
 from flgbench.errors import UsageError
-from flgbench.plan import Plan, RunSettings, Step, plan
+from flgbench.plan import Plan, plan
 from flgbench.registry import registry
+from flgbench.run_settings import RunSettings
 from flgbench.runner import BLOCKED, CACHED, DONE, FAILED, RUNNING, WAITING, Status
 from flgbench.store import Store
 from slurm import cluster, job, profiles, scheduler, state

@@ -23,7 +23,8 @@ from conftest import Flgbench, assert_refused
 from toy_plans import ON_DEVCLUSTER, SMALL, chains, toy_plan, write
 
 from flgbench.errors import UsageError
-from flgbench.plan import Plan, RunSettings
+from flgbench.plan import Plan
+from flgbench.run_settings import RunSettings
 from flgbench.runner import BLOCKED, DONE, FAILED
 from flgbench.store import Store
 from slurm import cluster, launcher, profiles, scheduler

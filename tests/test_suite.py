@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from flgbench import students
+from flgbench.cells import Step
 from flgbench.collect import thumbnails
 from flgbench.data import clips, encoded, shapes, suite
 from flgbench.data.captions import captions_of
@@ -26,7 +27,8 @@ from flgbench.metrics.descriptive import without_truth
 from flgbench.metrics.judges import clip_alignment, clip_similarity
 from flgbench.metrics.table import ALL_METRICS
 from flgbench.models.families import WanXFamily
-from flgbench.plan import NO_TRUTH, Plan, RunSettings, Step, plan
+from flgbench.plan import NO_TRUTH, Plan, plan
+from flgbench.run_settings import RunSettings
 from flgbench.runs import run_name
 from flgbench.settings import digest
 from flgbench.steps import execute

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from test_claims import CELLS, coins, find, make_run
 
 from flgbench.errors import UsageError
-from flgbench.plan import RunSettings, plan
+from flgbench.plan import plan
 from flgbench.registry import registry
+from flgbench.run_settings import RunSettings
 from flgbench.sweeps import Ablation, Axis, Variant, axis, merged, nested, of_assignments, values_of
 from reports import paper_numbers, sweep_figures, sweeps
 from reports.data import Cell, RunData

@@ -20,7 +20,8 @@ from flgbench.models.families import WanXFamily
 from flgbench.models.flops import pass_flops
 from flgbench.models.wan_attention import frame_attention, project
 from flgbench.models.wanx import SELF_ATTENTION, WanX
-from flgbench.plan import RunSettings, plan
+from flgbench.plan import plan
+from flgbench.run_settings import RunSettings
 from flgbench.stage import Roles, TrainingData
 from flgbench.steps import train as train_step
 from flgbench.store import Store

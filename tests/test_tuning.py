@@ -11,8 +11,9 @@ from conftest import Flgbench, assert_refused
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flgbench.plan import RunSettings, plan
+from flgbench.plan import plan
 from flgbench.registry import registry
+from flgbench.run_settings import RunSettings
 from flgbench.sweeps import Variant
 from flgbench.tune_verb import _evaluation
 from flgbench.tuning import Range, Search, Trial, better_half, dominates, rungs, search

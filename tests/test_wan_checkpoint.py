@@ -33,8 +33,9 @@ from flgbench.models.stock import save_pipeline
 from flgbench.models.wan_encoders import Part
 from flgbench.models.wan_presets import CHECKPOINTS, denoiser_size
 from flgbench.models.wanx import WanX
-from flgbench.plan import RunSettings, plan
+from flgbench.plan import plan
 from flgbench.registry import registry
+from flgbench.run_settings import RunSettings
 from flgbench.sampling import GuidedVelocity, SamplerSettings, clip_noise, euler, generate
 from flgbench.stage import TrainingData
 from flgbench.steps import loading

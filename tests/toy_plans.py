@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from flgbench.plan import Plan, Step
+from flgbench.cells import Step
+from flgbench.plan import Plan
 
 SMALL = ("--methods", "none", "--baselines", "frozen_image,real", "--conditions", "2", "--pairs", "3")
 ON_DEVCLUSTER = (*SMALL, "--executor", "slurm", "--profile", "devcluster")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flgbench import distributed
-from flgbench.plan import Step
+from flgbench.cells import Step
 from flgbench.store import Store
 
 

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from flgbench.cells import Step
 from flgbench.data import shapes
 from flgbench.data.captions import captions_of
 from flgbench.errors import UsageError
 from flgbench.models.base import Condition, VideoModel
-from flgbench.plan import Step
 from flgbench.steps.loading import CAPTIONS, ENCODED, load_teacher, preset_of
 from flgbench.store import Store, sha256, write_json
 

@@ -9,10 +9,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from flgbench.cells import Step
 from flgbench.errors import UsageError
 from flgbench.external import CONFIG, KEPT_BLOCKS
 from flgbench.models.outside import with_lora
-from flgbench.plan import Step
 from flgbench.steps.loading import load_teacher
 from flgbench.store import Store, sha256, write_json
 

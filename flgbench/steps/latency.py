@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from flgbench import open_models
-from flgbench.plan import Step
+from flgbench.cells import Step
 from flgbench.sampling import SamplerSettings, build_cache
 from flgbench.steps.loading import evaluated, load_denoiser, load_teacher, preset_of
 from flgbench.store import Store, write_json

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from flgbench.cells import Step
 from flgbench.contracts import FamilyPreset
 from flgbench.data import shapes
 from flgbench.data.captions import captions_of
 from flgbench.errors import UsageError
 from flgbench.metrics.truth import select
 from flgbench.models.base import Condition, VideoModel
-from flgbench.plan import Step
 from flgbench.registry import family_of
 from flgbench.stage import TrainingData
 from flgbench.store import Store, sha256

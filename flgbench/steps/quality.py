@@ -12,13 +12,13 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file
 
+from flgbench.cells import Step
 from flgbench.data import shapes
 from flgbench.metrics import learned, sets, suite
 from flgbench.metrics.judges import classifier
 from flgbench.metrics.judges.lpips_first_frame import why_not
 from flgbench.metrics.table import ALL_METRICS
 from flgbench.metrics.truth import measure, select
-from flgbench.plan import Step
 from flgbench.steps.loading import TEST, Evaluated, evaluated, evaluation_factors
 from flgbench.store import Store
 

@@ -10,11 +10,11 @@ from safetensors.torch import save_file
 
 from flgbench import open_models
 from flgbench.card import attention_backend, card
+from flgbench.cells import Step
 from flgbench.contracts import EvaluationBatch
 from flgbench.data import shapes
 from flgbench.errors import StageFailure
 from flgbench.models.flops import pass_flops
-from flgbench.plan import Step
 from flgbench.registry import resolve
 from flgbench.sampling import SamplerSettings, build_cache, generate
 from flgbench.steps.loading import TEST, evaluated, identities, load_clips, load_denoiser, preset_of, true_outcomes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from flgbench.plan import Step
+from flgbench.cells import Step
 from flgbench.steps.loading import load_teacher
 from flgbench.store import Store, write_json
 

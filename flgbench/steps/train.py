@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from flgbench import costs, distributed
+from flgbench.cells import Step
 from flgbench.checkpoint import check_saved
 from flgbench.models.base import VideoModel
-from flgbench.plan import Step
 from flgbench.registry import family_of, resolve
 from flgbench.stage import ComputedStage, Roles, TrainedStage
 from flgbench.steps.loading import ENCODED, forget_teacher, load_clips, load_encoded, load_teacher

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from flgbench.plan import Plan, RunSettings, Step, plan
+from flgbench.cells import Step
+from flgbench.plan import Plan, plan
 from flgbench.registry import registry
+from flgbench.run_settings import RunSettings
 from flgbench.schedule import lower_bound, makespan, remaining
 
 MEASURED = Path(__file__).parents[2] / "reports" / "measured" / "steps.json"

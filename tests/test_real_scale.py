@@ -1,0 +1,65 @@
+"""The whole path of a real scale, on checkpoints of a few thousand weights: clips to shards, trainings, report, student."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import Flgbench
+from safetensors import safe_open
+from test_suite import write_suite
+from wan_folders import SCALE, WAN_21, WAN_22, build_folder
+
+from flgbench.data import shapes
+from flgbench.data.captions import captions_of
+from flgbench.video import write_mp4
+
+CLIPS = 6
+# Two steps in place of fifty: what is asked is whether the path is whole, not how long it is.
+FEW = ["--set", "fastlightgen.importance.clips=2", "--set", "fastlightgen.importance.times=2"]
+
+
+def write_clips(folder: Path) -> Path:
+    """Procedural clips as mp4s; the captions beside them."""
+    factors = shapes.draw_factors("train", np.arange(CLIPS))
+    folder.mkdir()
+    for i, video in enumerate(shapes.render(factors).numpy()):
+        write_mp4(folder / f"{i}.mp4", video, 8)
+    captions = folder.parent / "captions.csv"
+    with captions.open("w", newline="") as file:
+        rows = [(f"{i}.mp4", caption) for i, caption in enumerate(captions_of(factors))]
+        csv.writer(file).writerows([("file_name", "caption"), *rows])
+    return captions
+
+
+@pytest.mark.parametrize("layout", [WAN_21, WAN_22])
+def test_from_clips_to_an_exported_student(layout: str, flgbench: Flgbench, tmp_path: Path) -> None:
+    teacher = ["--scale", SCALE[layout], "--checkpoint", str(build_folder(tmp_path / "teacher", layout))]
+    captions = write_clips(tmp_path / "clips")
+    code, printed, told = flgbench("encode", "clips", "--captions", str(captions), *teacher, "-o", "encoded")
+    assert code == 0, printed + told
+    write_suite(tmp_path / "suite", captions_of(shapes.draw_factors("held_out", np.arange(2))))
+
+    line = ["run", "--methods", "dmd2,fastlightgen", "--baselines", "euler", *teacher, "--data", "encoded"]
+    line += ["--suite", "suite", "--budget", "60", "--pairs", "3", *FEW, "--executor", "inline", "--out", "out"]
+    code, printed, told = flgbench(*line)
+    assert code == 0, printed + told
+    (run,) = (tmp_path / "out" / "runs").iterdir()
+    cells = {cell["cell"]: cell for cell in json.loads((run / "cells.json").read_text())}
+    assert {name: cell["status"] for name, cell in cells.items()} == dict.fromkeys(("euler", "dmd2", "fastlightgen"), "done")
+    assert all(cell["card"]["dtype"] == "bfloat16" for cell in cells.values()), "as real scales run"
+    table = pd.read_parquet(run / "results.parquet")
+    assert (table[table["metric"] == "first_frame_psnr"]["status"] == "ok").sum() == 2 * len(cells)
+    assert (run / "report" / "index.html").exists()
+
+    weights = next((tmp_path / "out" / "store").glob("train-match-*/transformer/*.safetensors"))
+    with safe_open(weights, "pt") as file:
+        assert {file.get_tensor(name).isfinite().all().item() for name in file.keys()} == {True}  # noqa: SIM118
+    code, printed, told = flgbench("export", f"out/runs/{run.name}/fastlightgen", "student")
+    assert code == 0, printed + told
+    kept = json.loads((tmp_path / "student" / "transformer" / "config.json").read_text())["num_layers"]
+    assert kept == len(json.loads((tmp_path / "student" / "flgbench.json").read_text())["kept_blocks"]) == 3
