@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from flgbench import costs
 from flgbench.costs import GB, Cost, Device, Network
+from flgbench.errors import UsageError
 from flgbench.plan import Plan
 from flgbench.registry import family_of, registry
 from flgbench.run_settings import TINY, RunSettings
@@ -46,10 +49,14 @@ class Estimate:
             parts.append(f"{_size(cost.disk)} of disk{work}")
         return ", ".join(parts)
 
-    def total(self, keys: Iterable[str]) -> str:
-        """Of the steps that are still to run."""
+    def disk(self, keys: Iterable[str]) -> float:
+        """Bytes that these steps take at most at a time, one after the other."""
         left = [self.of_steps[key] for key in keys]
-        disk = sum(cost.disk or 0 for cost in left) + max((cost.work_disk for cost in left), default=0)
+        return sum(cost.disk or 0 for cost in left) + max((cost.work_disk for cost in left), default=0)
+
+    def total(self, keys: Sequence[str]) -> str:
+        """Of the steps that are still to run."""
+        left, disk = [self.of_steps[key] for key in keys], self.disk(keys)
         if self.network is None:
             return "nothing is known of what this family costs"
         seconds = sum(cost.seconds or 0 for cost in left)
@@ -75,6 +82,18 @@ class Estimate:
     def record(self) -> dict[str, dict[str, Any]]:
         """Per step: seconds, memory (bytes of a GPU), disk and work_disk (bytes), gpus, gpu_hours; null is not known."""
         return {key: asdict(cost) | {"gpu_hours": cost.gpu_hours} for key, cost in self.of_steps.items()}
+
+
+def check_disk(settings: RunSettings, plan: Plan, keys: Iterable[str], out: Path, profile: Any = None) -> None:
+    """Raise UsageError where the steps `keys` of a real scale do not fit the disk of the existing folder `out`."""
+    if settings.scale == TINY:
+        return
+    needed, free = Estimate.of(settings, plan, profile).disk(keys), shutil.disk_usage(out).free
+    if needed > free:
+        raise UsageError(
+            f"--out {out}: {_size(free)} are free and this run takes up to {_size(needed)} (`flgbench plan` tells of what): "
+            f"choose another disk"
+        )
 
 
 def _machine(settings: RunSettings, profile: Any) -> tuple[Device | None, int, str]:

@@ -41,7 +41,7 @@ def launch(
     _check_executor(executor, slots, wait)
     resources = resource_profile(executor, profile, max_jobs)
     if settings.variants and not as_json:
-        show_cost(settings, out)
+        show_cost(settings, out, weights_needed=not dry_run)
     if dry_run:
         show_plan(settings, out, as_json, resources, max_jobs)
         return

@@ -54,20 +54,21 @@ def show_plan(settings: Any, out: Path, as_json: bool, profile: Any, max_jobs: i
             print(f"  all after {' '.join(array['after'])}")
 
 
-def show_cost(settings: Any, out: Path) -> None:
+def show_cost(settings: Any, out: Path, weights_needed: bool = True) -> None:
     """One line before a sweep: what is there already, and about how long the rest takes."""
     from flgbench import runs as work
+    from flgbench.run_settings import TINY
     from flgbench.runner import CACHED, initial_status
     from flgbench.schedule import estimate
 
-    steps, store = work.prepare(settings, out)
+    steps, store = work.prepare(settings, out, weights_needed=weights_needed)
     status = initial_status(steps, store)
     rest = [step for key, step in steps.steps.items() if status[key].state != CACHED]
     passes = sum(map(estimate, rest))
-    minutes = passes * MS_A_PASS / 60_000
+    minutes = f" ({passes * MS_A_PASS / 60_000:.0f} core-minutes)" if settings.scale == TINY else ""
     print(
         f"{len(steps.steps)} steps: {len(steps.steps) - len(rest)} cached, {len(rest)} to run, worth about {passes:,.0f} "
-        f"passes of the network ({minutes:.0f} core-minutes at tiny scale)",
+        f"passes of the network{minutes}",
         flush=True,
     )
 

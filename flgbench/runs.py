@@ -14,6 +14,7 @@ from typing import Any
 from flgbench import environment
 from flgbench.collect import collect
 from flgbench.errors import UsageError
+from flgbench.estimate import check_disk
 from flgbench.plan import Plan, plan
 from flgbench.progress import Progress
 from flgbench.run_settings import RunSettings
@@ -62,10 +63,11 @@ def execute(settings: RunSettings, out: Path, executor: str, slots: int, command
     """
     steps, store = prepare(settings, out)
     check_writable(out)
-    folder = out / "runs" / run_name(settings)
-    folder.mkdir(parents=True, exist_ok=True)
     started = time.time()
     status = initial_status(steps, store)
+    check_disk(settings, steps, [key for key, s in status.items() if s.state != CACHED], out)
+    folder = out / "runs" / run_name(settings)
+    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "plan.json", plan_record(steps, settings))
     try:
         with Progress(steps, store) as progress:

@@ -15,7 +15,9 @@ from flgbench.options import (
     AsJson,
     Baselines,
     Budget,
+    Checkpoint,
     Conditions,
+    Data,
     Executor,
     MaxJobs,
     Methods,
@@ -24,10 +26,12 @@ from flgbench.options import (
     Pairs,
     ProfileName,
     RecipeName,
+    Revision,
     Scale,
     Seed,
     Seeds,
     Set,
+    Suite,
     Where,
     run_settings,
 )
@@ -40,6 +44,8 @@ def ablate(
     values: Annotated[str | None, typer.Option(help="Other values of the ablation's axis, separated by commas.")] = None,
     model: Model = "wanx",
     scale: Scale = "tiny",
+    checkpoint: Checkpoint = None,
+    revision: Revision = None,
     assignments: Annotated[
         list[str] | None, typer.Option("--set", help="METHOD.SETTING=VALUE, or =A,B,C to sweep it; may be repeated.")
     ] = None,
@@ -54,6 +60,8 @@ def ablate(
     max_jobs: MaxJobs = None,
     slots: Annotated[int | None, typer.Option(min=1, help="local: steps at a time; default: one a GPU or core.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost, and stop.")] = False,
+    data: Data = None,
+    suite: Suite = None,
     as_json: AsJson = False,
 ) -> None:
     """One setting at several values: trained, measured and drawn beside the method's default and the teacher."""
@@ -61,14 +69,16 @@ def ablate(
     if (name is None) == (not listed):
         known = "an ablation (see `flgbench list ablations`) or one --set METHOD.SETTING=A,B,C"
         raise UsageError(f"ablate takes {known}{', not both' if name else ''}")
-    chosen = _named([name], model, scale) if name else listed
+    teacher = {"checkpoint": checkpoint, "revision": revision}
+    chosen = _named([name], model, scale, teacher) if name else listed
     if values is not None:
         if not name:
             raise UsageError("--values goes with a named ablation: give the values in --set")
         chosen = [chosen[0].with_values(sweeps.values_of(values))]
-    options = {"budget": budget, "conditions": conditions, "pairs": pairs, "seed": seed}
+    options: dict[str, Any] = {"recipe": recipe, "budget": budget, "conditions": conditions, "pairs": pairs, "seed": seed}
+    options |= teacher | {"data": data, "suite": suite}
     variants = tuple(variant for ablation in chosen for variant in ablation.variants())
-    settings = run_settings(chosen[0].method, BESIDE, model, scale, plain, recipe=recipe, variants=variants, **options)
+    settings = run_settings(chosen[0].method, BESIDE, model, scale, plain, variants=variants, **options)
     launch(settings, out, executor, profile, max_jobs, slots=slots, dry_run=dry_run, as_json=as_json)
 
 
@@ -77,7 +87,10 @@ def paper(
     baselines: Baselines = "all",
     model: Model = "wanx",
     scale: Scale = "tiny",
+    checkpoint: Checkpoint = None,
+    revision: Revision = None,
     assignments: Set = None,
+    recipe: RecipeName = None,
     budget: Budget = None,
     conditions: Conditions = None,
     pairs: Pairs = None,
@@ -89,31 +102,36 @@ def paper(
     max_jobs: MaxJobs = None,
     slots: Annotated[int | None, typer.Option(min=1, help="local: steps at a time; default: one a GPU or core.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost, and stop.")] = False,
+    data: Data = None,
+    suite: Suite = None,
     as_json: AsJson = False,
 ) -> None:
     """The main comparison and every ablation as one run: each table and figure of the paper that is known, beside ours."""
     from flgbench.registry import registry
 
-    chosen = _named(registry("ablations").names(), model, scale)
-    options: dict[str, Any] = {"budget": budget, "conditions": conditions, "pairs": pairs, "seed": seed, "seeds": seeds}
+    teacher = {"checkpoint": checkpoint, "revision": revision}
+    chosen = _named(registry("ablations").names(), model, scale, teacher)
+    options: dict[str, Any] = {"recipe": recipe, "budget": budget, "conditions": conditions, "pairs": pairs, "seed": seed}
+    options |= teacher | {"seeds": seeds, "data": data, "suite": suite}
     variants = tuple(variant for ablation in chosen for variant in ablation.variants())
     settings = run_settings(methods, baselines, model, scale, assignments, variants=variants, **options)
     launch(settings, out, executor, profile, max_jobs, slots=slots, dry_run=dry_run, as_json=as_json)
 
 
-def _named(names: Sequence[str], model: str, scale: str) -> list[sweeps.Ablation]:
-    """Registered ablations. Raises UsageError with suggestions for an unknown one."""
-    from flgbench.registry import registry
+def _named(names: Sequence[str], model: str, scale: str, teacher: dict[str, str | None]) -> list[sweeps.Ablation]:
+    """Registered ablations, for the family's preset at a scale. Raises UsageError with suggestions for an unknown one."""
+    from flgbench.registry import family_of, registry
 
     for name in names:
         registry("ablations").check(name)
     registry("families").check(model)
-    preset = registry("families").get(model)().preset(scale)
+    preset = family_of({"model": model, **teacher}).preset(scale)
     return [registry("ablations").get(name)(preset) for name in names]
 
 
 EXAMPLES: dict[Callable[..., None], str] = {
     ablate: "Examples:  flgbench ablate beta2  |  flgbench ablate alpha --values 0,0.5,1  |  "
-    "flgbench ablate --set dmd2.lr=5e-5,1e-4,2e-4 --dry-run",
+    "flgbench ablate --set dmd2.lr=5e-5,1e-4,2e-4 --dry-run  |  "
+    "flgbench ablate keep --scale 14b --recipe fastlightgen-paper --data encoded --suite vbench-i2v --dry-run",
     paper: "Examples:  flgbench paper --model wanx  |  flgbench paper --dry-run",
 }

@@ -10,6 +10,7 @@ from typing import Any
 
 from flgbench import environment, runs
 from flgbench.errors import UsageError
+from flgbench.estimate import check_disk
 from flgbench.plan import Plan
 from flgbench.progress import Progress
 from flgbench.run_settings import RunSettings
@@ -65,6 +66,7 @@ def execute(
         check_profile(profile, sorted({plan.steps[key].kind for key in plan.steps if key not in cached}))
         check_shared(out, profile)
     runs.check_writable(out)
+    check_disk(settings, plan, [key for key in plan.steps if key not in cached], out, profile)
     folder = out / "runs" / runs.run_name(settings)
     (folder / "slurm").mkdir(parents=True, exist_ok=True)
     write_json(folder / "plan.json", runs.plan_record(plan, settings))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
+from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import Flgbench
+from conftest import Flgbench, assert_refused
 from safetensors import safe_open
 from test_suite import write_suite
 from wan_folders import SCALE, WAN_21, WAN_22, build_folder
@@ -63,3 +65,20 @@ def test_from_clips_to_an_exported_student(layout: str, flgbench: Flgbench, tmp_
     assert code == 0, printed + told
     kept = json.loads((tmp_path / "student" / "transformer" / "config.json").read_text())["num_layers"]
     assert kept == len(json.loads((tmp_path / "student" / "flgbench.json").read_text())["kept_blocks"]) == 3
+
+
+def test_no_room_on_the_disk(flgbench: Flgbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = ["--scale", SCALE[WAN_21], "--checkpoint", str(build_folder(tmp_path / "teacher", WAN_21))]
+    disk = namedtuple("disk", "total used free")(10**9, 10**9 - 1000, 1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: disk)
+    refused = flgbench("run", "--methods", "dmd2", "--baselines", "euler", *teacher, "--executor", "inline", "--out", "out")
+    assert_refused(refused, "--out out: 0.0 MB are free", "this run takes up to", "choose another disk")
+    assert not (tmp_path / "out" / "runs").exists()
+
+
+def test_a_sweep_of_a_real_scale_is_planned(flgbench: Flgbench, tmp_path: Path) -> None:
+    """Table 7's sweep, before anything is downloaded and from a checkpoint's folder."""
+    sweep = ["ablate", "keep", "--dry-run", "--recipe", "fastlightgen-paper"]
+    code, printed, told = flgbench(*sweep, "--scale", "14b")
+    assert code == 0, told
+    assert printed.count(" match ") >= 3 and "GPU-h" in printed
