@@ -209,7 +209,8 @@ def test_a_caption_is_read_the_same_alone_and_in_a_batch(model: Hunyuan) -> None
     assert together.extras["text_mask"].sum(1).tolist() == [4 + 4, 4 + 14]
     torch.testing.assert_close(together.text[:1], alone.text, rtol=0, atol=1e-5)
     torch.testing.assert_close(together.extras["pooled"][:1], alone.extras["pooled"], rtol=0, atol=1e-5)
-    torch.testing.assert_close(together.image[:1], alone.image, rtol=0, atol=1e-5)
+    # How convolutions are shared out among threads depends on the batch: some 5e-5 after all of an encoder's layers.
+    torch.testing.assert_close(together.image[:1], alone.image, rtol=0, atol=5e-4)
     assert not together.text[0, 8:].any()
 
 
