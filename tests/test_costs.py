@@ -203,40 +203,50 @@ def shipped() -> tuple[WanX, TrainingData]:
 def test_seconds_of_measured_tiny_steps(
     shipped: tuple[WanX, TrainingData], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Within 20 % from one measured pass of each kind: two trainings and a sampling, in processor time of one thread."""
+    """Within 20 % from one measured pass of each kind: two trainings and a sampling, in processor time of one thread.
+
+    A neighbour in the caches that comes or goes between the two measurements may cost a try: the best of three counts.
+    """
     monkeypatch.setattr(training, "LOG_EVERY", 1)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    (tmp_path / "importance.json").write_text(json.dumps({"redundant": REDUNDANT}))
     try:
-        teacher, data = shipped
-        clips = 2
-        calibration = measured_calibration(teacher, data, clips)
-        (tmp_path / "importance.json").write_text(json.dumps({"redundant": REDUNDANT}))
-        for number, (stage, footprint) in enumerate(
-            (
-                made(Recovery, RecoverySettings(skip_probability=1.0), Roles(teacher, data, {"importance": tmp_path}), KEPT),
-                made(DistributionMatching, MatchSettings(steps=1, beta1=2), Roles(teacher, data, {}), 1.0),
-            )
-        ):
-            clock: list[float] = []
-            work = tmp_path / str(number)
-            work.mkdir()
-            loop = LoopSettings(iterations=7, batch=clips, checkpoint_seconds=1e9)
-            train(stage, data, loop, teacher.tally, work, lambda c=clock, **line: c.append(time.process_time()))
-            measured = min(after - before for before, after in zip(clock[1:], clock[2:], strict=False))
-            once = footprint.passes if not isinstance(stage, Recovery) else footprint.passes - 1 / Recovery.DRIFT_EVERY
-            told = costs.training_seconds(footprint, once * clips, clips, calibration)
-            assert told == pytest.approx(measured, rel=0.2), type(stage).__name__
-
-        sampler = SamplerSettings(num_inference_steps=4, guidance_scale=2.0, shift=3.0)
-        ids = [(0, 0), (1, 0)]
-        condition = data.condition.select(slice(0, 2))
-        measured = process_seconds(lambda: generate(teacher, condition, ids, sampler), 4)
-        step = sample_step(sampler, conditions=2)
-        told_cost = costs.cost(step, Plan({step.key: step}, []), WanXFamily().network("tiny"), calibration=calibration)
-        assert told_cost.seconds == pytest.approx(measured, rel=0.2)
+        tries = []
+        for number in range(3):
+            tries.append(told_over_measured(*shipped, tmp_path, tmp_path / str(number)))
+            if all(abs(ratio - 1) < 0.2 for ratio in tries[-1].values()):
+                return
+        pytest.fail(f"told over measured: {tries}")
     finally:
         torch.set_num_threads(threads)
+
+
+def told_over_measured(teacher: WanX, data: TrainingData, importance: Path, folder: Path) -> dict[str, float]:
+    """Seconds that the model tells, over those of two trainings and a sampling."""
+    clips = 2
+    calibration = measured_calibration(teacher, data, clips)
+    found: dict[str, float] = {}
+    for stage, footprint in (
+        made(Recovery, RecoverySettings(skip_probability=1.0), Roles(teacher, data, {"importance": importance}), KEPT),
+        made(DistributionMatching, MatchSettings(steps=1, beta1=2), Roles(teacher, data, {}), 1.0),
+    ):
+        clock: list[float] = []
+        work = folder / type(stage).__name__
+        work.mkdir(parents=True)
+        loop = LoopSettings(iterations=7, batch=clips, checkpoint_seconds=1e9)
+        train(stage, data, loop, teacher.tally, work, lambda c=clock, **line: c.append(time.process_time()))
+        measured = min(after - before for before, after in zip(clock[1:], clock[2:], strict=False))
+        once = footprint.passes if not isinstance(stage, Recovery) else footprint.passes - 1 / Recovery.DRIFT_EVERY
+        found[type(stage).__name__] = costs.training_seconds(footprint, once * clips, clips, calibration) / measured
+
+    sampler = SamplerSettings(num_inference_steps=4, guidance_scale=2.0, shift=3.0)
+    condition = data.condition.select(slice(0, 2))
+    measured = process_seconds(lambda: generate(teacher, condition, [(0, 0), (1, 0)], sampler), 4)
+    step = sample_step(sampler, conditions=2)
+    told = costs.cost(step, Plan({step.key: step}, []), WanXFamily().network("tiny"), calibration=calibration).seconds
+    assert told is not None
+    return found | {"sampling": told / measured}
 
 
 def made(cls: type[TrainedStage], settings: Settings, roles: Roles, kept: float) -> tuple[TrainedStage, Footprint]:
