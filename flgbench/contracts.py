@@ -34,7 +34,7 @@ class FamilyPreset:
     blocks: int
     self_attention_share: float  # of the denoiser's parameters; 0 where it cannot be removed
     guidance_is_embedded: bool = False  # the teacher is told its scale: one pass a step
-    beta1: float | None = None  # FastLightGen's guidance over the negative caption; none: a share of `guidance_scale`
+    beta1: float | None = None  # of a distillation's teacher over the negative caption; none: a share of `guidance_scale`
     beta2: float = 0.25  # and of the dense over the pruned teacher; the paper's value for both of its families
 
     def teacher_sampler(self) -> SamplerSettings:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from flgbench.models.wan_presets import WanCheckpoint, denoiser_size
+from flgbench.peaks import PEAKS
 
 if TYPE_CHECKING:
     from flgbench.cells import Step
@@ -60,14 +61,11 @@ class Device:
     training_mfu: float = 0.4
 
 
-# Peaks of NVIDIA's data sheets, dense bf16. The MFUs are assumptions of these estimates, not measurements.
-DEVICES = (
-    Device("A100", 312e12, 80),
-    Device("H100", 989e12, 80),
-    Device("H200", 989e12, 141),
-    Device("B200", 2250e12, 180),
-)
-ASSUMED = DEVICES[1]
+# Model in `peaks.PEAKS` and memory in GB, by data sheet. The MFUs are assumptions of these estimates, not measurements.
+KNOWN = {"A100": ("A100", 80), "H100": ("H100 80GB HBM3", 80), "H200": ("H200", 141), "B200": ("B200", 180)}
+DENSE_BF16 = {known.name: known.tflops["bf16"] * 1e12 for known in PEAKS}
+DEVICES = {name: Device(name, DENSE_BF16[model], memory) for name, (model, memory) in KNOWN.items()}
+ASSUMED = DEVICES["H100"]
 WARM_UP = 5  # timed clips of a latency step besides its conditions, as in flgbench.schedule
 
 
@@ -103,7 +101,7 @@ class Cost:
 
 def device_named(name: str) -> Device | None:
     """The known device whose name is in `name`, as 'NVIDIA H100 80GB HBM3'."""
-    return next((d for d in DEVICES if d.name in name), None)
+    return next((d for d in DEVICES.values() if d.name in name), None)
 
 
 def wan(

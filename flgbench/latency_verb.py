@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from enum import StrEnum
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,11 +39,11 @@ class Attention(StrEnum):
     math = "math"
 
 
-DEFAULT = "euler,dmd2,fastlightgen,icmd,f3_pruning"
+DEFAULT = "euler,all"
 
 
 def latency(
-    methods: Annotated[str, typer.Option("--methods", help="Methods and baselines, separated by commas.")] = DEFAULT,
+    methods: Annotated[str, typer.Option("--methods", help="Methods, baselines or 'all', separated by commas.")] = DEFAULT,
     model: Model = "wanx",
     scale: Scale = "tiny",
     weights: Annotated[Weights | None, typer.Option(help="Default: random; at tiny and of a --checkpoint its own.")] = None,
@@ -142,11 +143,12 @@ def latency(
 
 
 def _names(text: str, option: str) -> tuple[str, ...]:
-    """Names of methods and baselines. Raises UsageError for one that is neither or given twice."""
+    """Names of methods and baselines; 'all' is every method. Raises UsageError for one that is neither or given twice."""
     from flgbench.registry import did_you_mean, registry
 
     known = {*registry("methods").names(), *registry("baselines").names()}
-    names = tuple(name for part in text.split(",") if (name := part.strip()))
+    groups = registry("methods").groups()
+    names = tuple(chain.from_iterable(groups.get(name, (name,)) for part in text.split(",") if (name := part.strip())))
     for name in names:
         if name not in known:
             raise UsageError(f"{option} {name}: no such method or baseline{did_you_mean(name, known)}")

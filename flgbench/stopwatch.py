@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from flgbench import devices, environment
+from flgbench import environment, peaks
 from flgbench.contracts import Family
 from flgbench.data import shapes
 from flgbench.data.captions import captions_of
@@ -294,7 +294,7 @@ def measure(
         watch.warm()
         facts = machine(device, settings.dtype, driver)
         watch.measure()
-    peak, source = devices.peak(environment.gpu() if device.type == "cuda" else environment.processor(), settings.dtype)
+    peak, source = peaks.peak(environment.gpu() if device.type == "cuda" else environment.processor(), settings.dtype)
     return {
         "kind": "latency",
         "weights": settings.weights,

@@ -12,10 +12,10 @@ import pytest
 import torch
 from conftest import Flgbench
 
-from flgbench.devices import peak
 from flgbench.models import attention_backend, wan_random
 from flgbench.models.wan_presets import CHECKPOINTS
 from flgbench.models.wanx import WanX
+from flgbench.peaks import peak
 from flgbench.stage import Roles, TrainingData
 from flgbench.timing import DeviceMemory, now
 from methods.parts.distribution_matching import DistributionMatching, MatchSettings

@@ -15,12 +15,13 @@ import torch.nn.functional as F
 from conftest import Flgbench, assert_refused
 
 from flgbench.contracts import FamilyPreset
-from flgbench.devices import Driver, peak
+from flgbench.devices import Driver
 from flgbench.errors import UsageError
 from flgbench.models import attention_backend
 from flgbench.models.base import StudentShape
 from flgbench.models.families import WanXFamily
 from flgbench.models.wanx import WanX
+from flgbench.peaks import peak
 from flgbench.registry import registry
 from flgbench.settings import build_settings
 from flgbench.stage import Roles, TrainingData
@@ -136,8 +137,8 @@ def test_numbers_derived_from_samples() -> None:
         (("--methods", "real"), ("'real'", "no passes to time")),
         (("--scale", "15b"), ("15b", "tiny")),
         (("--model", "wan"), ("wan", "wanx")),
-        (("--passes-only", "lcm"), ("--passes-only lcm", "not among")),
-        (("--set", "lcm.keep=0.5"), ("lcm", "not among")),
+        (("--passes-only", "euler-4"), ("--passes-only euler-4", "not among")),
+        (("--methods", "euler", "--set", "lcm.keep=0.5"), ("lcm", "not among")),
         (("--set", "icmd.keep=2"), ("icmd.keep",)),
         (("--frames", "9"), ("--weights random",)),
         (("--weights", "random", "--frames", "6"), ("--frames 6", "multiple of 4")),

@@ -16,10 +16,11 @@ from stages import PRESET
 
 from flgbench.errors import UsageError
 from flgbench.models.base import SelfAttention
+from flgbench.models.denoiser import SELF_ATTENTION
 from flgbench.models.families import WanXFamily
 from flgbench.models.flops import pass_flops
 from flgbench.models.wan_attention import frame_attention, project
-from flgbench.models.wanx import SELF_ATTENTION, WanX
+from flgbench.models.wanx import WanX
 from flgbench.plan import plan
 from flgbench.run_settings import RunSettings
 from flgbench.stage import Roles, TrainingData

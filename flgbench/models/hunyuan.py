@@ -21,7 +21,6 @@ w = g would have made of two, F_g(c) = v(c0) + g (v(c) - v(c0)). Therefore
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,7 +31,6 @@ import diffusers
 import torch
 import transformers
 from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoImageToVideoPipeline, HunyuanVideoTransformer3DModel
-from torch import nn
 from transformers import (
     AutoTokenizer,
     CLIPImageProcessor,
@@ -41,18 +39,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from flgbench import flow
 from flgbench.errors import UsageError
-from flgbench.models.base import Condition, PassTally, Placement, SelfAttention, VideoModel
+from flgbench.models.base import Condition, PassTally, Placement, SelfAttention
+from flgbench.models.denoiser import KEPT_BLOCKS, SELF_ATTENTION, Denoiser, with_given_frame
 from flgbench.models.hunyuan_attention import kind_of, project_video, set_kind
 from flgbench.models.hunyuan_vae import decode_whole, encode_whole, fold_convolutions
 
-# Beside config.json, not in it: diffusers warns of every key that its model does not know.
-KEPT_BLOCKS = "kept_blocks.json"
-SELF_ATTENTION = "self_attention.json"
 TEMPLATE_TAIL = 4  # tokens behind the caption that the stock pipeline cuts out again
 IMAGE_INTERLEAVE = 4  # of the image's tokens every fourth is read: the stock pipeline's choice for `token_replace`
-SMALLEST_TIME = 1e-3
 ON_CPU = Placement()
 
 
@@ -103,8 +97,10 @@ class TextReader:
         return text * mask[..., None], mask, pooled
 
 
-class Hunyuan(VideoModel):
+class Hunyuan(Denoiser):
     """A HunyuanVideo image-to-video model. `clip_shape` is (frames, height, width) in pixels."""
+
+    lists = {"transformer_blocks": "num_layers", "single_transformer_blocks": "num_single_layers"}
 
     def __init__(
         self,
@@ -164,11 +160,6 @@ class Hunyuan(VideoModel):
         twin._kept = tuple(json.loads((folder / KEPT_BLOCKS).read_text()))
         return twin
 
-    def _twin(self, transformer: HunyuanVideoTransformer3DModel) -> Hunyuan:
-        twin = copy.copy(self)
-        twin.transformer = transformer
-        return twin
-
     @property
     def device(self) -> torch.device:
         return self.transformer.x_embedder.proj.weight.device
@@ -181,43 +172,15 @@ class Hunyuan(VideoModel):
         """Nothing to free: they are read with the model."""
 
     @property
-    def blocks(self) -> nn.ModuleList:
-        """Double blocks, then single ones, in the order in which they run."""
-        return nn.ModuleList([*self.transformer.transformer_blocks, *self.transformer.single_transformer_blocks])
-
-    @property
     def block_kinds(self) -> tuple[str, ...]:
         doubles, singles = self.transformer.transformer_blocks, self.transformer.single_transformer_blocks
         return ("double",) * len(doubles) + ("single",) * len(singles)
 
-    @property
-    def kept_blocks(self) -> tuple[int, ...]:
-        return self._kept
-
     def block_tokens(self, output: Any) -> torch.Tensor:
         return output[0]
 
-    @contextmanager
-    def _skipping(self, skip: Sequence[int]) -> Iterator[None]:
-        model, dropped = self.transformer, set(skip)
-        doubles, singles = model.transformer_blocks, model.single_transformer_blocks
-        model.transformer_blocks, model.single_transformer_blocks = _remaining(doubles, singles, dropped)
-        try:
-            yield
-        finally:
-            model.transformer_blocks, model.single_transformer_blocks = doubles, singles
-
-    def velocity(self, x: torch.Tensor, t: torch.Tensor, condition: Condition, skip: Sequence[int] = ()) -> torch.Tensor:
-        """As the base class says. The first latent frame is known: there the velocity is (x - image) / t, exactly."""
-        if skip:
-            with self._skipping(skip):
-                return self.velocity(x, t, condition)
-        trained = torch.is_grad_enabled() and any(p.requires_grad for p in self.transformer.parameters())
-        # A backward through frozen weights computes the gradient of the input only: one pass, not two.
-        backward = 2 if trained else int(torch.is_grad_enabled() and x.requires_grad)
-        self.tally.add(len(x) * len(self.blocks) / self.n_teacher_blocks * (1 + backward))
-        device, dtype = self.device, self.dtype
-        x, t, condition = x.to(device).float(), t.to(device).float(), condition.to(device)
+    def _velocity(self, x: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
+        dtype, condition = self.dtype, condition.to(self.device)
         extras = condition.extras
         guided = self.transformer.config.guidance_embeds
         predicted = self.transformer(
@@ -229,21 +192,7 @@ class Hunyuan(VideoModel):
             guidance=extras["guidance"] * 1000 if guided else None,  # and guidance in thousandths
             return_dict=False,
         )[0].float()
-        first = (x[:, :, :1] - condition.image) / flow.per_clip(t.clamp_min(SMALLEST_TIME), x)
-        return torch.cat([first, predicted[:, :, 1:]], dim=2)
-
-    def without_blocks(self, drop: Sequence[int]) -> Hunyuan:
-        dropped = set(drop)
-        unknown = dropped - set(range(len(self.blocks)))
-        if unknown:
-            raise ValueError(f"no block at position {sorted(unknown)}: the model has {len(self.blocks)} blocks")
-        twin = self.copy()
-        model = twin.transformer
-        model.transformer_blocks, model.single_transformer_blocks = _remaining(
-            model.transformer_blocks, model.single_transformer_blocks, dropped
-        )
-        twin._kept = tuple(k for i, k in enumerate(self._kept) if i not in dropped)
-        return twin
+        return with_given_frame(predicted, x, t, condition.image)
 
     @property
     def self_attention(self) -> tuple[SelfAttention, ...]:
@@ -255,7 +204,7 @@ class Hunyuan(VideoModel):
         if "none" in kinds:
             raise UsageError(
                 "this family's blocks cannot lose their self-attention: text and video share it, so no caption would "
-                "reach the video; restrict it to frames instead (f3_pruning)"
+                "reach the video; restrict it to frames instead"
             )
         twin = self.copy()
         for block, kind in zip(twin.blocks, kinds, strict=True):
@@ -284,15 +233,6 @@ class Hunyuan(VideoModel):
             for handle in handles:
                 handle.remove()
 
-    def save(self, folder: Path) -> None:
-        model = self.transformer
-        model.register_to_config(
-            num_layers=len(model.transformer_blocks), num_single_layers=len(model.single_transformer_blocks)
-        )
-        model.save_pretrained(folder)
-        (folder / KEPT_BLOCKS).write_text(json.dumps(list(self._kept)))
-        (folder / SELF_ATTENTION).write_text(json.dumps(list(self.self_attention)))
-
     def stock_pipeline(self, scheduler: Any) -> HunyuanVideoImageToVideoPipeline:
         return HunyuanVideoImageToVideoPipeline(
             transformer=self.transformer, vae=self.vae, scheduler=scheduler, **self.reader.parts
@@ -316,14 +256,6 @@ class Hunyuan(VideoModel):
         _, height, width = self.clip_shape
         return self.reader.read(torch.zeros(len(captions), height, width, 3, dtype=torch.uint8), captions)
 
-    def remarks(self, caption: str) -> list[str]:
-        count = len(self.tokenizer(caption).input_ids)
-        words = {w: self.tokenizer(w, add_special_tokens=False).input_ids for w in caption.split()}
-        unknown = [word for word, ids in words.items() if self.tokenizer.unk_token_id in ids]
-        return [f"the model does not know: {', '.join(unknown)}"] * bool(unknown) + [
-            f"the model reads the first {self.text_length} of the prompt's {count} tokens"
-        ] * (count > self.text_length)
-
     def encode_image(self, images: torch.Tensor) -> torch.Tensor:
         """(B, C, 1, H', W'): the first latent frame itself."""
         return self.encode_video(images[:, None])
@@ -340,11 +272,3 @@ class Hunyuan(VideoModel):
             extras,
             {"text_mask": negative_mask, "pooled": negative_pooled},
         )
-
-
-def _remaining(doubles: nn.ModuleList, singles: nn.ModuleList, dropped: set[int]) -> tuple[nn.ModuleList, nn.ModuleList]:
-    """Both lists without the blocks at the positions `dropped`, which count through the doubles and on."""
-    kept = [
-        [b for i, b in enumerate(part, start) if i not in dropped] for part, start in ((doubles, 0), (singles, len(doubles)))
-    ]
-    return nn.ModuleList(kept[0]), nn.ModuleList(kept[1])

@@ -16,7 +16,8 @@ from PIL import Image
 from torch import nn
 
 from flgbench.errors import UsageError
-from flgbench.models.base import Condition, Placement, VideoModel
+from flgbench.models.base import Condition, Placement
+from flgbench.models.denoiser import Denoiser
 from flgbench.models.folded_conv import decode_in_two_chunks, encode_in_two_chunks, is_folded
 
 TILED_ABOVE = 832 * 480  # pixels of a frame: larger ones go through the autoencoder in overlapping tiles
@@ -111,7 +112,7 @@ def placed(module: nn.Module, device: torch.device) -> Any:
     return module if next(module.parameters()).device == device else module.to(device)
 
 
-class WanEncoders(VideoModel):
+class WanEncoders(Denoiser):
     """The part of a Wan model that is not its denoiser: pixels and captions to what the denoiser reads, and back.
 
     `clip_shape` is (frames, height, width) in pixels; `text_length` the number of caption tokens the model sees.
@@ -190,14 +191,6 @@ class WanEncoders(VideoModel):
         encoder = placed(self.text_encoder, self.device)
         hidden = encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
         return hidden * tokens.attention_mask[..., None]
-
-    def remarks(self, caption: str) -> list[str]:
-        count = len(self.tokenizer(caption).input_ids)
-        words = {w: self.tokenizer(w, add_special_tokens=False).input_ids for w in caption.split()}
-        unknown = [word for word, ids in words.items() if self.tokenizer.unk_token_id in ids]
-        return [f"the model does not know: {', '.join(unknown)}"] * bool(unknown) + [
-            f"the model reads the first {self.text_length} of the prompt's {count} tokens"
-        ] * (count > self.text_length)
 
     def encode_image(self, images: torch.Tensor) -> torch.Tensor:
         given = images.to(self.device).permute(0, 3, 1, 2).float().div(127.5).sub(1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -17,20 +16,15 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPVisionModel, UMT5EncoderModel
 
-from flgbench import flow
 from flgbench.models.base import Condition, PassTally, Placement, SelfAttention
+from flgbench.models.denoiser import KEPT_BLOCKS, SELF_ATTENTION, with_given_frame
 from flgbench.models.folded_conv import SMALL, fold_convolutions
 from flgbench.models.wan_attention import kind_of, project, with_kind
 from flgbench.models.wan_checkpoint import OWN, Checkpoint, ClipSettings
 from flgbench.models.wan_encoders import IMAGE_TOKENS, Held, Part, WanEncoders, check_room, part, unchanged
 from flgbench.models.wan_presets import denoiser_size
 
-# Beside config.json, not in it: diffusers warns of every key that its model does not know.
-KEPT_BLOCKS = "kept_blocks.json"
-SELF_ATTENTION = "self_attention.json"  # one of 'full', 'frame', 'none' a block; not there: all 'full'
-
 ON_CPU = Placement()
-SMALLEST_TIME = 1e-6  # no sampler evaluates a velocity at time 0
 
 
 def ready(transformer: Any) -> Any:
@@ -58,6 +52,7 @@ class WanX(WanEncoders):
     `placement`, where it will be. The denoiser runs in its own dtype; `x`, times and velocities are fp32.
     """
 
+    lists = {"blocks": "num_layers"}
     transformer = Held()
 
     def __init__(
@@ -140,11 +135,6 @@ class WanX(WanEncoders):
         denoiser.load_state_dict(weights, assign=True)
         return cast(denoiser, self.dtype)
 
-    def _twin(self, transformer: WanTransformer3DModel) -> WanX:
-        twin = copy.copy(self)
-        twin.transformer = transformer
-        return twin
-
     @property
     def device(self) -> torch.device:
         return torch.device(self.placement.device) if self._unread else self.transformer.patch_embedding.weight.device
@@ -158,34 +148,9 @@ class WanX(WanEncoders):
         held = vars(self)["transformer"]
         return isinstance(held, Part) and held.loaded is None
 
-    @property
-    def blocks(self) -> nn.ModuleList:
-        return self.transformer.blocks
-
-    @property
-    def kept_blocks(self) -> tuple[int, ...]:
-        return self._kept
-
-    @contextmanager
-    def _skipping(self, skip: Sequence[int]) -> Iterator[None]:
-        blocks = self.transformer.blocks
-        dropped = set(skip)
-        self.transformer.blocks = nn.ModuleList(b for i, b in enumerate(blocks) if i not in dropped)
-        try:
-            yield
-        finally:
-            self.transformer.blocks = blocks
-
-    def velocity(self, x: torch.Tensor, t: torch.Tensor, condition: Condition, skip: Sequence[int] = ()) -> torch.Tensor:
-        if skip:
-            with self._skipping(skip):
-                return self.velocity(x, t, condition)
-        trained = torch.is_grad_enabled() and any(p.requires_grad for p in self.transformer.parameters())
-        # A backward through frozen weights computes the gradient of the input only: one pass, not two.
-        backward = 2 if trained else int(torch.is_grad_enabled() and x.requires_grad)
-        self.tally.add(len(x) * len(self.blocks) / self.n_teacher_blocks * (1 + backward))
+    def _velocity(self, x: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
         device, dtype = self.device, self.dtype
-        x, t, image = x.to(device).float(), t.to(device).float(), condition.image.to(device).float()
+        image = condition.image.to(device).float()
         tokens = condition.extras.get(IMAGE_TOKENS)
         seen = torch.cat([image, x[:, :, 1:]], dim=2) if self.per_token_times else torch.cat([x, image], dim=1)
         velocity = self.transformer(
@@ -195,12 +160,7 @@ class WanX(WanEncoders):
             encoder_hidden_states_image=None if tokens is None else tokens.to(device, dtype),
             return_dict=False,
         )[0].float()
-        if not self.per_token_times:
-            return velocity
-        # The given frame's own velocity: from any point of its path straight to the given latents, where every sampler's
-        # clean estimate and last step then are. On the training path it is the velocity that is regressed, eps - x0.
-        given = (x[:, :, :1] - image) / flow.per_clip(t, x).clamp(min=SMALLEST_TIME)
-        return torch.cat([given, velocity[:, :, 1:]], dim=2)
+        return with_given_frame(velocity, x, t, image) if self.per_token_times else velocity
 
     def _token_times(self, t: torch.Tensor) -> torch.Tensor:
         """(B, tokens) times of a clip at times t (B,): 0 for the tokens of the given first frame."""
@@ -209,16 +169,6 @@ class WanX(WanEncoders):
         times = t[:, None].repeat(1, self.token_frames * frame)
         times[:, :frame] = 0
         return times
-
-    def without_blocks(self, drop: Sequence[int]) -> WanX:
-        dropped = set(drop)
-        unknown = dropped - set(range(len(self.blocks)))
-        if unknown:
-            raise ValueError(f"no block at position {sorted(unknown)}: the model has {len(self.blocks)} blocks")
-        twin = self._twin(self.copy().transformer)
-        twin.transformer.blocks = nn.ModuleList(b for i, b in enumerate(twin.blocks) if i not in dropped)
-        twin._kept = tuple(k for i, k in enumerate(self._kept) if i not in dropped)
-        return twin
 
     @property
     def self_attention(self) -> tuple[SelfAttention, ...]:
@@ -256,12 +206,6 @@ class WanX(WanEncoders):
         finally:
             for handle in handles:
                 handle.remove()
-
-    def save(self, folder: Path) -> None:
-        self.transformer.register_to_config(num_layers=len(self.blocks))
-        self.transformer.save_pretrained(folder)
-        (folder / KEPT_BLOCKS).write_text(json.dumps(list(self._kept)))
-        (folder / SELF_ATTENTION).write_text(json.dumps(list(self.self_attention)))
 
     def stock_pipeline(self, scheduler: Any) -> WanImageToVideoPipeline:
         return WanImageToVideoPipeline(

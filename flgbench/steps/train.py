@@ -6,9 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from flgbench import costs, distributed
+from flgbench import distributed, environment, peaks
 from flgbench.cells import Step
 from flgbench.checkpoint import check_saved
 from flgbench.models.base import VideoModel
@@ -47,8 +45,7 @@ def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
 
     assert settings is not None
     network = family_of(step.settings).network(step.settings["scale"])
-    device = costs.device_named(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
-    flops, peak = network.flops if network else None, device.peak if device else None
+    flops, peak = network.flops if network else None, peaks.peak(environment.gpu(), "bf16")[0]
     try:
         facts = train(stage, data, settings, teacher.tally, folder / "work", log, flops, peak)
     finally:
