@@ -13,12 +13,12 @@ from flgbench.data.suite import Prompt
 from flgbench.data.suite import digest as suite_digest
 from flgbench.errors import UsageError
 from flgbench.external import Found, described
+from flgbench.loop_settings import LoopSettings
 from flgbench.registry import registry, target_of
 from flgbench.run_settings import TINY, RunSettings
 from flgbench.sampling import SamplerSettings
 from flgbench.settings import Settings, build_settings, digest
 from flgbench.sweeps import Variant, merged
-from flgbench.training import LoopSettings
 
 ABSENT = "not on this machine"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import html
 import tempfile
 import warnings
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flgbench.csv_input import csv_rows, opened
 from flgbench.errors import UsageError
 
 if TYPE_CHECKING:
@@ -102,17 +102,10 @@ def many(images: Path, prompts: Path, output: Path) -> list[Request]:
 
 def _rows(path: Path) -> list[tuple[int, tuple[str, str]]]:
     """(line number, (image, prompt)) of every row that is not blank."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
-            if missing:
-                raise UsageError(f"--prompts {path}: no column '{missing[0]}'; it needs the columns {' and '.join(COLUMNS)}")
-            rows = [(reader.line_num, (row["image"] or "", row["prompt"] or "")) for row in reader]
-    except FileNotFoundError:
-        raise UsageError(f"--prompts {path}: no such file") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"--prompts {path}: cannot be read as CSV ({error})") from None
+    with opened(path, "--prompts") as file:
+        rows = [
+            (line, (row["image"] or "", row["prompt"] or "")) for line, row in csv_rows(file, path, "--prompts", COLUMNS)
+        ]
     if not rows:
         raise UsageError(f"--prompts {path}: no rows")
     return rows

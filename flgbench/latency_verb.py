@@ -98,8 +98,8 @@ def latency(
     import torch
 
     from flgbench import latency as work
+    from flgbench.latency_document import measure
     from flgbench.models import attention_backend
-    from flgbench.stopwatch import measure
 
     device = device or (Device.cuda if torch.cuda.is_available() else Device.cpu)
     if device == Device.cuda and not torch.cuda.is_available():

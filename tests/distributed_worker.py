@@ -16,9 +16,9 @@ from conftest import build_tiny_data, build_tiny_model
 from train_worker import AveragedRecovery, RecoverySettings
 
 from flgbench import distributed, training
+from flgbench.loop_settings import LoopSettings
 from flgbench.models.tiny import parallel
 from flgbench.stage import Roles, TrainedStage
-from flgbench.training import LoopSettings
 from methods.parts.distribution_matching import DistributionMatching, MatchSettings
 from methods.parts.weak_to_strong import WeakToStrong, WeakToStrongSettings
 

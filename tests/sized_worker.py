@@ -22,9 +22,9 @@ from train_worker import AveragedRecovery, RecoverySettings
 
 from flgbench import distributed, training
 from flgbench.checkpoint import check_saved
+from flgbench.loop_settings import LoopSettings
 from flgbench.models.wanx import cast
 from flgbench.stage import Roles, TrainedStage
-from flgbench.training import LoopSettings
 from methods.parts.content import ContentDistillation, ContentSettings
 from methods.parts.distribution_matching import DistributionMatching, MatchSettings
 from methods.parts.weak_to_strong import WeakToStrong, WeakToStrongSettings

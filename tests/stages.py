@@ -13,10 +13,11 @@ from conftest import SMALL
 from diffusers import WanTransformer3DModel
 
 from flgbench.contracts import FamilyPreset, Method
+from flgbench.loop_settings import LoopSettings
 from flgbench.models.base import VideoModel
 from flgbench.models.wanx import WanX
 from flgbench.stage import ComputedStage, Roles, TrainedStage, TrainingData
-from flgbench.training import LoopSettings, train
+from flgbench.training import train
 
 PRESET = FamilyPreset(
     shift=3.0, guidance_scale=3.0, num_inference_steps=50, clip=(17, 64, 64), fps=8, blocks=10, self_attention_share=0.236

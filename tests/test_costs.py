@@ -16,6 +16,7 @@ from stages import ten_blocks
 from flgbench import costs, training
 from flgbench.cells import Step
 from flgbench.costs import BF16, FP32, Calibration, Network
+from flgbench.loop_settings import LoopSettings
 from flgbench.models.base import Condition
 from flgbench.models.families import WanXFamily
 from flgbench.models.wan_presets import CHECKPOINTS
@@ -24,7 +25,7 @@ from flgbench.plan import Plan
 from flgbench.sampling import SamplerSettings, generate
 from flgbench.settings import Settings
 from flgbench.stage import Footprint, Roles, TrainedStage, TrainingData
-from flgbench.training import LoopSettings, train
+from flgbench.training import train
 from methods.parts.consistency import ConsistencyDistillation, ConsistencySettings
 from methods.parts.content import ContentDistillation, ContentSettings
 from methods.parts.distribution_matching import DistributionMatching, MatchSettings

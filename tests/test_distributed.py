@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 
 from flgbench import distributed
 from flgbench.errors import UsageError
+from flgbench.loop_settings import LoopSettings
 from flgbench.models.wanx import WanX
 from flgbench.stage import Roles, TrainingData
-from flgbench.training import LoopSettings, train
+from flgbench.training import train
 from methods.parts.distribution_matching import DistributionMatching, MatchSettings
 
 WORKER = Path(__file__).with_name("distributed_worker.py")

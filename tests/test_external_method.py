@@ -10,13 +10,14 @@ import pytest
 
 from flgbench.contracts import Method
 from flgbench.errors import UsageError
+from flgbench.loop_settings import LoopSettings
 from flgbench.models.wanx import WanX
 from flgbench.plan import plan
 from flgbench.registry import registry, resolve
 from flgbench.run_settings import RunSettings
 from flgbench.sampling import SamplerSettings, generate
 from flgbench.stage import Roles, TrainingData
-from flgbench.training import LoopSettings, train
+from flgbench.training import train
 
 SOURCE = '''
 """Step distillation: the student's one Euler step imitates two of the teacher."""

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from flgbench.loop_settings import LoopSettings
 from flgbench.models.wanx import WanX
 from flgbench.plan import plan
 from flgbench.registry import registry
 from flgbench.run_settings import RunSettings
 from flgbench.stage import Roles, TrainingData
-from flgbench.training import LoopSettings, train
+from flgbench.training import train
 from reports import BUILT_IN
 
 README = Path(__file__).parent.parent / "README.md"

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from conftest import Flgbench, assert_refused
 
+from flgbench.loop_settings import LoopSettings
 from flgbench.options import run_settings
 from flgbench.plan import plan
 from flgbench.recipes import TRAINING, Recipe, with_recipe
@@ -17,7 +18,6 @@ from flgbench.run_settings import RunSettings
 from flgbench.runs import run_name
 from flgbench.settings import Settings
 from flgbench.sweeps import nested
-from flgbench.training import LoopSettings
 
 NAMES = registry("recipes").names()
 

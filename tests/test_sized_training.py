@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor
 from flgbench import costs
 from flgbench.checkpoint import check_saved, skeleton
 from flgbench.errors import StageFailure
+from flgbench.loop_settings import LoopSettings, SizedSettings
 from flgbench.models.wanx import WanX
 from flgbench.plan import plan
 from flgbench.run_settings import RunSettings
@@ -28,7 +29,6 @@ from flgbench.stage import Roles, TrainingData
 from flgbench.steps import execute
 from flgbench.steps.loading import load_teacher
 from flgbench.store import Store
-from flgbench.training import LoopSettings, SizedSettings
 from methods.parts.distribution_matching import DistributionMatching, MatchSettings
 from methods.parts.lora import lora_layers, set_lora_scale, with_lora
 from methods.parts.recovery import Recovery, RecoverySettings

@@ -262,7 +262,7 @@ WRONG: dict[str, tuple[list[str] | Wrong, list[str]]] = {
     "csv for one": (["--image", "a.png", "--prompts", "p.csv", "-o", "a.mp4"], ["is one image", "--prompt TEXT"]),
     "folder without csv": (["--image", "folder.mp4", "--prompt", "x", "-o", "clips"], ["is a folder", "--prompts"]),
     "no such csv": (["--image", "folder.mp4", "--prompts", "no.csv", "-o", "clips"], ["--prompts no.csv", "no such file"]),
-    "csv is binary": (["--image", "folder.mp4", "--prompts", "a.png", "-o", "clips"], ["a.png", "cannot be read as CSV"]),
+    "csv is binary": (["--image", "folder.mp4", "--prompts", "a.png", "-o", "clips"], ["a.png", "cannot be read as text"]),
     "csv to mp4": (["--image", "folder.mp4", "--prompts", "no.csv", "-o", "a.mp4"], ["folder, not one .mp4"]),
     "columns": (with_csv("file,prompt\na.png,x\n"), ["no column 'image'", "image and prompt"]),
     "empty csv": (with_csv(""), ["no column 'image'"]),

@@ -20,9 +20,10 @@ from pydantic import ValidationError
 from flgbench import training
 from flgbench.checkpoint import load_checkpoint
 from flgbench.errors import StageFailure
+from flgbench.loop_settings import LoopSettings
 from flgbench.models.wanx import WanX
 from flgbench.stage import Batch, Roles, TrainingData
-from flgbench.training import LoopSettings, check_collapse
+from flgbench.training import check_collapse
 from methods.parts.distribution_matching import DistributionMatching, MatchSettings
 from methods.parts.recovery import Recovery, RecoverySettings
 

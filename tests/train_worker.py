@@ -11,9 +11,9 @@ import torch
 from conftest import build_tiny_data, build_tiny_model
 
 from flgbench import training
+from flgbench.loop_settings import LoopSettings
 from flgbench.models.wanx import WanX
 from flgbench.stage import Roles, TrainingData
-from flgbench.training import LoopSettings
 from methods.parts.recovery import Recovery, RecoverySettings
 
 BUDGET = 220.0  # about 30 iterations

@@ -6,7 +6,7 @@ Facts of the repositories' own `config.json` files and of Wan's generation setti
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -134,33 +134,24 @@ class WanCheckpoint:
 
 _I2V_14B = _denoiser(40, 13824, 40, (36, 16), image_dim=1280, added_kv_proj_dim=5120)
 
+_I2V_480P = WanCheckpoint(
+    "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers",
+    (81, 480, 832),
+    16,
+    3.0,
+    5.0,
+    _I2V_14B,
+    WAN_21_VAE,
+    UMT5_XXL,
+    CLIP_VIT_H,
+    per_token_times=False,
+    negative_caption="镜头晃动，" + NEGATIVE,
+)
+_I2V_720P = replace(_I2V_480P, repository="Wan-AI/Wan2.1-I2V-14B-720P-Diffusers", clip=(81, 720, 1280), shift=5.0)
+
 CHECKPOINTS: Mapping[str, WanCheckpoint] = {
-    "14b": WanCheckpoint(
-        "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers",
-        (81, 480, 832),
-        16,
-        3.0,
-        5.0,
-        _I2V_14B,
-        WAN_21_VAE,
-        UMT5_XXL,
-        CLIP_VIT_H,
-        per_token_times=False,
-        negative_caption="镜头晃动，" + NEGATIVE,
-    ),
-    "14b-720p": WanCheckpoint(
-        "Wan-AI/Wan2.1-I2V-14B-720P-Diffusers",
-        (81, 720, 1280),
-        16,
-        5.0,
-        5.0,
-        _I2V_14B,
-        WAN_21_VAE,
-        UMT5_XXL,
-        CLIP_VIT_H,
-        per_token_times=False,
-        negative_caption="镜头晃动，" + NEGATIVE,
-    ),
+    "14b": _I2V_480P,
+    "14b-720p": _I2V_720P,
     "5b": WanCheckpoint(
         "Wan-AI/Wan2.2-TI2V-5B-Diffusers",
         (121, 704, 1280),

@@ -9,12 +9,13 @@ from typing import Any
 from flgbench import distributed, environment, peaks
 from flgbench.cells import Step
 from flgbench.checkpoint import check_saved
+from flgbench.loop_settings import LoopSettings
 from flgbench.models.base import VideoModel
 from flgbench.registry import family_of, resolve
 from flgbench.stage import ComputedStage, Roles, TrainedStage
 from flgbench.steps.loading import ENCODED, forget_teacher, load_clips, load_encoded, load_teacher
 from flgbench.store import Store
-from flgbench.training import LoopSettings, train
+from flgbench.training import train
 
 
 def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
