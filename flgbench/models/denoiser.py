@@ -15,7 +15,7 @@ from torch import nn
 
 from flgbench import flow
 from flgbench.models.base import Condition, Placement, VideoModel
-from flgbench.models.parts import Held, Part
+from flgbench.models.parts import Held, Part, release
 
 # Beside config.json, not in it: diffusers warns of every key that its model does not know.
 KEPT_BLOCKS = "kept_blocks.json"
@@ -66,6 +66,9 @@ class Denoiser(VideoModel):
     @property
     def kept_blocks(self) -> tuple[int, ...]:
         return self._kept
+
+    def release_encoders(self) -> None:
+        release(self.held(), self.device)
 
     def _twin(self, transformer: Any) -> Self:
         twin = copy.copy(self)

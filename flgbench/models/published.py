@@ -26,3 +26,12 @@ class PublishedCheckpoint:
     negative_caption: str = field(kw_only=True)
     text_length: int = field(kw_only=True)
     num_inference_steps: int = field(default=50, kw_only=True)  # of the paper's teacher
+
+
+@dataclass(frozen=True)
+class BlockKind:
+    """Blocks of one sort that stand one after the other: what they are called, how many, and parameters of each."""
+
+    name: str
+    count: int
+    parameters: int

@@ -11,7 +11,7 @@ from PIL import Image
 from flgbench.models.base import Condition
 from flgbench.models.denoiser import Denoiser
 from flgbench.models.folded_conv import decode_in_two_chunks, encode_in_two_chunks, is_folded
-from flgbench.models.parts import Held, placed, release
+from flgbench.models.parts import Held, placed
 
 TILED_ABOVE = 832 * 480  # pixels of a frame: larger ones go through the autoencoder in overlapping tiles
 IMAGE_TOKENS = "image_tokens"  # name in `Condition.extras`
@@ -52,9 +52,6 @@ class WanEncoders(Denoiser):
             height // self.stride[1],
             width // self.stride[1],
         )
-
-    def release_encoders(self) -> None:
-        release(vars(self).values(), self.device)
 
     def _autoencoder(self) -> Any:
         vae = placed(self.vae, self.device)
