@@ -185,7 +185,7 @@ def hunyuan_checkpoint(facts: HunyuanCheckpoint) -> Network:
         width=width,
         ffn=int(width * config.get("mlp_ratio", 4.0)),
         tokens=tokens,
-        flops=hunyuan_pass_flops(config, names, ("full",) * blocks, latent, words).total,
+        flops=hunyuan_pass_flops(config, names, ["full"] * blocks, latent, words).total,
         clip_bytes=FP32 * (latent[0] * frame + frame + told),
         pixels=3 * frames * height * width_px,
         adapted=sum(kind.count * each for kind, each in zip(kinds, (size.adapted_double, size.adapted_single), strict=True)),

@@ -6,7 +6,7 @@ does not matter for its time either, only how many: see `Method.shape`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -124,7 +124,7 @@ def find_cells(settings: LatencySettings, preset: FamilyPreset) -> list[Cell]:
     return sorted(cells, key=lambda cell: cell.kind != "reference")
 
 
-def _method_cell(row: str, name: str, values: Mapping[str, Any], preset: FamilyPreset) -> Cell:
+def _method_cell(row: str, name: str, values: dict[str, Any], preset: FamilyPreset) -> Cell:
     cls: Any = registry("methods").get(name)
     method: Method = cls(build_settings(cls.Settings, values, name), preset)
     label = f"{cls.label}{row.removeprefix(name).replace('@', ', ')}"

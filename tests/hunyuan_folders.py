@@ -39,8 +39,8 @@ SCALE = "13b"
 CLIP = (17, 64, 64)
 DOUBLES, SINGLES = 2, 3
 DENOISER = {**TRANSFORMER, "num_attention_heads": 1, "num_layers": DOUBLES, "num_single_layers": SINGLES}
-# As the published one, with attention in the middle and a scale far from 1: what is forgotten must show.
-VAE = {**hunyuan_vae.CONFIG, "scaling_factor": 0.5, "mid_block_add_attention": True}
+# As the published one, with attention in the middle; its scale gives random latents a spread near 1.
+VAE = {**hunyuan_vae.CONFIG, "scaling_factor": 5.0, "mid_block_add_attention": True}
 LANGUAGE = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
 VISION = {**hunyuan_text.VISION, "hidden_size": 16, "intermediate_size": 16, "image_size": 48, "patch_size": 2}
 BOS, PAD, UNKNOWN = "<|begin_of_text|>", "<pad>", "<unk>"
@@ -81,7 +81,13 @@ def build_folder(folder: Path) -> Path:
                 pad_token_id=SPECIAL.index(PAD),
             )
         )
-        pooled = {**hunyuan_text.POOLED, "vocab_size": len(caption_tokenizer), "pad_token_id": 0, "eos_token_id": 1}
+        pooled = {
+            **hunyuan_text.POOLED,
+            "vocab_size": len(caption_tokenizer),
+            "pad_token_id": 0,
+            "bos_token_id": None,
+            "eos_token_id": 1,
+        }
         side = VISION["image_size"]
         pipeline = HunyuanVideoImageToVideoPipeline(
             text_encoder=llava,

@@ -87,6 +87,18 @@ def test_the_stock_pipelines_text(folder: Path) -> None:
     assert found.dtype == torch.float32 and 1e-5 < error < 0.05
 
 
+@pytest.mark.parametrize("kind", ["full", "frame"])
+def test_a_clip_alone_is_that_of_a_batch(kind: SelfAttention, folder: Path) -> None:
+    """Alone its text is cut where the caption ends and nothing is masked; in a batch padding is."""
+    model = load(folder).with_self_attention([kind] * (DOUBLES + SINGLES))
+    condition = model.condition(picture().expand(2, -1, -1, -1), [CAPTION, "a star"])
+    x, t = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(1)), torch.tensor([0.2, 0.9])
+    together = model.velocity(x, t, condition)
+    for one in (slice(0, 1), slice(1, 2)):
+        alone = model.velocity(x[one], t[one], condition.select(one))
+        torch.testing.assert_close(alone, together[one], rtol=0, atol=1e-5)
+
+
 def test_parts_are_read_when_needed_and_released(folder: Path) -> None:
     model = load(folder)
     parts = {name: held for name, held in vars(model).items() if isinstance(held, Part)}

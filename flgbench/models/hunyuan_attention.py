@@ -99,12 +99,13 @@ def frame_attention(
         words = words[:, None].expand(-1, frames - 1, -1, -1, -1)
         return torch.cat([own[:, :1].expand_as(own[:, 1:]), own[:, 1:], words], dim=3).flatten(0, 1)
 
-    first = _attend(q[:, 0], *(torch.cat([x[:, 0], y], dim=2) for x, y in ((k, text_k), (v, text_v))), text_mask)
+    first_k, first_v = (torch.cat([x[:, 0], y], dim=2) for x, y in ((k, text_k), (v, text_v)))
+    first = _attend(q[:, 0], first_k, first_v, text_mask)
     each = text_mask if text_mask is None else text_mask.repeat_interleave(frames - 1, dim=0)
     later = _attend(q[:, 1:].flatten(0, 1), visible(k, text_k), visible(v, text_v), each)
-    seen = torch.cat([first[:, None], later.unflatten(0, (-1, frames - 1))], dim=1)
-    everything = (torch.cat([x.transpose(1, 2), y], dim=2) for x, y in ((video[1], text_k), (video[2], text_v)))
-    heard = _attend(text_q, *everything, text_mask)
+    seen = torch.cat([first[:, None], later.unflatten(0, (len(q), frames - 1))], dim=1)
+    all_k, all_v = (torch.cat([x.transpose(1, 2), y], dim=2) for x, y in ((video[1], text_k), (video[2], text_v)))
+    heard = _attend(text_q, all_k, all_v, text_mask)
     return seen.transpose(2, 3).flatten(1, 2), heard.transpose(1, 2)
 
 

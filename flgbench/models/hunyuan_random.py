@@ -6,13 +6,14 @@ a clip takes; the tokenizers are those of the tiny scale, in a template with as 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle, islice
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoTransformer3DModel
+from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoImageToVideoPipeline, HunyuanVideoTransformer3DModel
 from transformers import (
     CLIPImageProcessor,
     CLIPTextConfig,
@@ -52,6 +53,17 @@ CAPTION_STARTS = 103  # position of the caption's first token in the stock pipel
 
 class FilledReader(TextReader):
     """Every caption is repeated until no padding is left."""
+
+    def read(
+        self, images: torch.Tensor, captions: Sequence[str], device: torch.device | str = "cpu"
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        log = logging.getLogger(HunyuanVideoImageToVideoPipeline.__module__)
+        level = log.level
+        log.setLevel(logging.ERROR)  # it would print what CLIP does not read of such long captions
+        try:
+            return super().read(images, captions, device)
+        finally:
+            log.setLevel(level)
 
     def _cut(self, caption: str) -> str:
         return " ".join(islice(cycle(caption.split() or ["a"]), self.length))
@@ -115,10 +127,12 @@ def _reader(checkpoint: HunyuanCheckpoint) -> TextReader:
     clip = CLIPTextModel(CLIPTextConfig(**{"vocab_size": len(caption_tokenizer)} | dict(checkpoint.text_encoder_2), **ids))
     side = {"height": vision.image_size, "width": vision.image_size}
     processor = CLIPImageProcessor(size=side, do_center_crop=False)
-    told = hunyuan_text.TEMPLATE
+    told, starts = hunyuan_text.TEMPLATE, CAPTION_STARTS
+    if checkpoint is TINY:
+        starts = told["crop_start"]
     # TEMPLATE starts with the image and two words; more of them bring the caption to its place.
-    filled = " ".join(["<|end_header_id|>"] * (CAPTION_STARTS - told["crop_start"]))
-    template = {**told, "template": told["template"].replace("<image>", f"<image> {filled}"), "crop_start": CAPTION_STARTS}
+    filled = " ".join(["<|end_header_id|>"] * (starts - told["crop_start"]))
+    template = {**told, "template": told["template"].replace("<image>", f"<image> {filled}"), "crop_start": starts}
     template |= {"image_emb_end": patches, "image_emb_len": patches}
     return FilledReader(llava, tokenizer, clip, caption_tokenizer, processor, template, checkpoint.text_length)
 
