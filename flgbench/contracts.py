@@ -13,6 +13,7 @@ import torch
 from flgbench.costs import Network
 from flgbench.errors import UsageError
 from flgbench.models.base import Placement, StudentShape, VideoModel
+from flgbench.models.published import BlockKind
 from flgbench.sampling import SamplerSettings
 from flgbench.settings import NoSettings, Settings
 from flgbench.stage import Stage
@@ -36,6 +37,20 @@ class FamilyPreset:
     guidance_is_embedded: bool = False  # the teacher is told its scale: one pass a step
     beta1: float | None = None  # of a distillation's teacher over the negative caption; none: a share of `guidance_scale`
     beta2: float = 0.25  # and of the dense over the pruned teacher; the paper's value for both of its families
+    kinds: tuple[BlockKind, ...] = ()  # of the blocks in order; none: all are alike
+    loses: str | None = None  # the kind that goes first from students whose ranking is not known; none: the last blocks
+
+    @property
+    def block_sizes(self) -> tuple[int, ...]:
+        """Parameters of each block by position; of blocks that are alike, 1."""
+        return tuple(kind.parameters for kind in self.kinds for _ in range(kind.count)) or (1,) * self.blocks
+
+    @property
+    def unranked(self) -> tuple[int, ...]:
+        """Positions in the order in which blocks go where no ranking says which: from the last one on, `loses` first."""
+        names = [kind.name for kind in self.kinds for _ in range(kind.count)] or [""] * self.blocks
+        backwards = range(self.blocks - 1, -1, -1)
+        return tuple(sorted(backwards, key=lambda position: names[position] != self.loses))
 
     def teacher_sampler(self) -> SamplerSettings:
         """How the teacher is sampled, and every student that keeps its steps and its guidance."""

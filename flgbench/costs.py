@@ -9,9 +9,11 @@ metrics and waiting in a queue are not in it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from flgbench.models import hunyuan_presets
+from flgbench.models.hunyuan_presets import HunyuanCheckpoint
 from flgbench.models.wan_presets import WanCheckpoint, denoiser_size
 from flgbench.peaks import PEAKS
 
@@ -26,13 +28,20 @@ STATES = 16  # bytes of a trained parameter: fp32 master weight, gradient and Ad
 BUFFERS = 2 * GB  # CUDA context, kernels' workspaces, fragments: an assumption
 # Bytes that a block keeps of a token for its backward, per unit of width and of the feed-forward's inner width: of compute
 # in bf16, where norms and modulation still are fp32, and in fp32. Counted by saved-tensor hooks on diffusers' Wan block.
-SAVED = {BF16: (68.5, 4.0), FP32: (88.5, 8.0)}
+Saved = Mapping[int, tuple[float, float]]
+SAVED: Saved = {BF16: (68.5, 4.0), FP32: (88.5, 8.0)}
+# The same of HunyuanVideo's blocks, a mean over 20 double and 40 single ones (40.5 and 36.4 in bf16).
+SAVED_JOINT: Saved = {BF16: (37.8, 4.0), FP32: (59.2, 8.0)}
 
 
 @dataclass(frozen=True)
 class Network:
     """The sizes of a denoiser, without building it. `flops` of a forward of one clip; `clip_bytes` of one encoded clip
-    with its condition, as a data step stores it; `pixels` of one clip, all frames and colours."""
+    with its condition, as a data step stores it; `pixels` of one clip, all frames and colours.
+
+    Of blocks of several kinds `block_parameters` is the mean, `largest_block` the most; a student of which only the share
+    of its blocks is known is taken to have as much of each kind.
+    """
 
     parameters: int
     block_parameters: int
@@ -44,6 +53,8 @@ class Network:
     clip_bytes: int
     pixels: int
     adapted: int = 0  # parameters of a LoRA of rank 1
+    largest_block: int = 0  # parameters; 0: all are alike
+    saved: Saved = field(default_factory=lambda: SAVED)
 
     def kept(self, share: float) -> float:
         """Parameters with `share` of the blocks, of those of the whole network."""
@@ -151,6 +162,38 @@ def wan_checkpoint(facts: WanCheckpoint) -> Network:
     return wan(facts.transformer, facts.clip, stride, facts.text_length, image_tokens, facts.per_token_times)
 
 
+def hunyuan_checkpoint(facts: HunyuanCheckpoint) -> Network:
+    """Sizes of a published HunyuanVideo checkpoint at its own clip; its blocks compute on video and text tokens alike."""
+    from flgbench.models.flops import hunyuan_pass_flops  # imports torch
+
+    config, (frames, height, width_px) = facts.transformer, facts.clip
+    kinds = hunyuan_presets.block_kinds(config)
+    size, blocks = hunyuan_presets.denoiser_size(config), sum(kind.count for kind in kinds)
+    every, space = (facts.vae[name] for name in ("temporal_compression_ratio", "spatial_compression_ratio"))
+    latent = ((frames - 1) // every + 1, height // space, width_px // space)
+    words = hunyuan_presets.IMAGE_TOKENS // hunyuan_presets.IMAGE_INTERLEAVE + facts.text_length
+    patch = config.get("patch_size", 2)
+    tokens = latent[0] // config.get("patch_size_t", 1) * (latent[1] // patch) * (latent[2] // patch) + words
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    names = [kind.name for kind in kinds for _ in range(kind.count)]
+    frame = config["in_channels"] * latent[1] * latent[2]
+    told = words * (config.get("text_embed_dim", 4096) + 1) + config.get("pooled_projection_dim", 768)
+    return Network(
+        parameters=size.total,
+        block_parameters=round(sum(kind.count * kind.parameters for kind in kinds) / blocks),
+        blocks=blocks,
+        width=width,
+        ffn=int(width * config.get("mlp_ratio", 4.0)),
+        tokens=tokens,
+        flops=hunyuan_pass_flops(config, names, ["full"] * blocks, latent, words).total,
+        clip_bytes=FP32 * (latent[0] * frame + frame + told),
+        pixels=3 * frames * height * width_px,
+        adapted=sum(kind.count * each for kind, each in zip(kinds, (size.adapted_double, size.adapted_single), strict=True)),
+        largest_block=size.double,
+        saved=SAVED_JOINT,
+    )
+
+
 def training_memory(
     network: Network, footprint: Footprint, clips: int, shards: int, sized: Mapping[str, Any], accumulate: int = 1
 ) -> float:
@@ -163,7 +206,8 @@ def training_memory(
     # The parts outside the blocks and two blocks at a time are whole, with the gradients of one block in fp32.
     outside = network.parameters - network.blocks * network.block_parameters
     networks = footprint.trained + footprint.frozen
-    gathered = bytes_per_value * (networks * outside + 2 * network.block_parameters) + FP32 * network.block_parameters
+    block = network.largest_block or network.block_parameters
+    gathered = bytes_per_value * (networks * outside + 2 * block) + FP32 * block
     whole_gradients = FP32 * trained if accumulate > 1 and sized.get("defer_reduction", True) and shards > 1 else 0
     kept = activations(network, bool(sized.get("activation_checkpointing", True)), bytes_per_value)
     if sized.get("offload"):
@@ -173,7 +217,7 @@ def training_memory(
 
 def activations(network: Network, checkpointing: bool, bytes_per_value: int = BF16) -> float:
     """Bytes that one clip's forward keeps for the backward; with checkpointing each block's input, and one block whole."""
-    of_width, of_ffn = SAVED[bytes_per_value]
+    of_width, of_ffn = network.saved[bytes_per_value]
     block = network.tokens * (of_width * network.width + of_ffn * network.ffn)
     if not checkpointing:
         return network.blocks * block

@@ -7,7 +7,7 @@ does not matter for its time either, only how many: see `Method.shape`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -20,6 +20,7 @@ from flgbench.models.base import Placement, StudentShape, VideoModel
 from flgbench.registry import did_you_mean, registry
 from flgbench.sampling import SamplerSettings
 from flgbench.settings import Settings, build_settings
+from flgbench.sweeps import Variant, merged
 from flgbench.timing import weight_bytes
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -39,6 +40,8 @@ class LatencySettings(Settings):
     revision: str | None = None
     names: tuple[str, ...] = Field(min_length=1, description="methods and baselines")
     method_settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    variants: tuple[Variant, ...] = Field((), description="points of sweeps, further rows")
+    lose_first: str | None = Field(None, description="the kind of block that a pruned student is taken to lose first")
     passes_only: tuple[str, ...] = Field((), description="of `names` those of which single passes are timed, no clips")
     pairs: int = Field(20, ge=1, description="timed conditions; from 2 on there are intervals")
     passes: int = Field(3, ge=1, description="single passes of each network timed before every condition")
@@ -94,7 +97,12 @@ def find_family(settings: LatencySettings) -> tuple[Family, FamilyPreset]:
             f"--scale {settings.scale}: family '{settings.model}' has {', '.join(family.scales)}"
             f"{did_you_mean(settings.scale, family.scales)}"
         )
-    return family, family.preset(settings.scale)
+    preset = family.preset(settings.scale)
+    kinds = [kind.name for kind in preset.kinds]
+    if settings.lose_first is not None and settings.lose_first not in kinds:
+        several = f"has {', '.join(kinds)}" if kinds else "has one kind of block, leave it out"
+        raise UsageError(f"--lose-first {settings.lose_first}: {settings.model} {settings.scale} {several}")
+    return family, replace(preset, loses=settings.lose_first)
 
 
 def find_cells(settings: LatencySettings, preset: FamilyPreset) -> list[Cell]:
@@ -102,17 +110,25 @@ def find_cells(settings: LatencySettings, preset: FamilyPreset) -> list[Cell]:
     cells = []
     for name in settings.names:
         if name in registry("methods").names():
-            cls: Any = registry("methods").get(name)
-            method: Method = cls(build_settings(cls.Settings, settings.method_settings.get(name, {}), name), preset)
-            cells.append(Cell(name, cls.label, cls.kind, cls.changes, method.sampler(), method.shape()))
+            own = settings.method_settings.get(name, {})
+            cells.append(_method_cell(name, name, own, preset))
+            points = [v for v in settings.variants if v.method == name]
+            cells += [_method_cell(v.name, name, merged(own, v.settings), preset) for v in points]
             continue
-        cls = registry("baselines").get(name)
+        cls: Any = registry("baselines").get(name)
         baseline: Baseline = cls(preset)
         sampler = baseline.sampler()
         if sampler is None:
             raise UsageError(f"'{name}' makes its clips without the denoiser: it has no passes to time")
         cells.append(Cell(name, cls.label, cls.kind, cls.changes, sampler, StudentShape.without(preset.blocks)))
     return sorted(cells, key=lambda cell: cell.kind != "reference")
+
+
+def _method_cell(row: str, name: str, values: dict[str, Any], preset: FamilyPreset) -> Cell:
+    cls: Any = registry("methods").get(name)
+    method: Method = cls(build_settings(cls.Settings, values, name), preset)
+    label = f"{cls.label}{row.removeprefix(name).replace('@', ', ')}"
+    return Cell(row, label, cls.kind, cls.changes, method.sampler(), method.shape())
 
 
 def estimate(settings: LatencySettings, cells: list[Cell], family: Family, clip: tuple[int, int, int]) -> Estimate:

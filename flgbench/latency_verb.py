@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from flgbench.errors import UsageError
-from flgbench.options import AsJson, Checkpoint, Model, Revision, Scale, Set
+from flgbench.options import AsJson, Checkpoint, Model, Revision, Scale
 
 
 class Weights(StrEnum):
@@ -49,7 +49,12 @@ def latency(
     weights: Annotated[Weights | None, typer.Option(help="Default: random; at tiny and of a --checkpoint its own.")] = None,
     checkpoint: Checkpoint = None,
     revision: Revision = None,
-    assignments: Set = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", help="METHOD.SETTING=VALUE, or =A,B,C for a row of each; may be repeated.")
+    ] = None,
+    lose_first: Annotated[
+        str | None, typer.Option("--lose-first", help="Kind of block that goes first, where there are several kinds.")
+    ] = None,
     passes_only: Annotated[
         str, typer.Option("--passes-only", help="Of --methods those of which no whole clips are made.")
     ] = "",
@@ -74,7 +79,8 @@ def latency(
     """Time methods at any scale, without training: passes, clips, memory, energy, and how much of the peak is reached.
 
     A method's student is built in the shape that its settings give it. Its time depends neither on the values of weights
-    nor on which of the blocks are gone, so random weights will do, and the full size needs no checkpoint.
+    nor on which of the blocks are gone, so random weights will do, and the full size needs no checkpoint. Where blocks are
+    of several kinds it depends on how many of each are gone, which a trained ranking decides: --lose-first takes one.
     """
     from flgbench import environment
 
@@ -86,12 +92,14 @@ def latency(
     from flgbench.registry import registry
     from flgbench.runs import check_writable
     from flgbench.settings import build_settings, parse_assignments
+    from flgbench.sweeps import of_assignments
 
     registry("families").check(model)
     if checkpoint and weights == Weights.random:
         raise UsageError("--checkpoint names weights: leave out --weights random")
-    own = parse_assignments(assignments or [])
-    if stray := [owner for owner in own if owner not in names]:
+    sweeps, plain = of_assignments(assignments or [])
+    own, variants = parse_assignments(plain), [variant for sweep in sweeps for variant in sweep.variants()]
+    if stray := [owner for owner in (*own, *(v.method for v in variants)) if owner not in names]:
         raise UsageError(f"--set {stray[0]}.…: '{stray[0]}' is not among --methods {methods}")
     check_writable(out)
 
@@ -112,7 +120,9 @@ def latency(
         "revision": revision,
         "names": names,
         "method_settings": own,
-        "passes_only": only,
+        "variants": variants,
+        "lose_first": lose_first,
+        "passes_only": (*only, *(v.name for v in variants if v.method in only)),
         "pairs": pairs,
         "passes": passes,
         "compiled": compiled,
@@ -177,5 +187,6 @@ def _finish(document: dict[str, Any], out: Path, as_json: bool) -> None:
 
 EXAMPLES: dict[Callable[..., None], str] = {
     latency: "Examples:  flgbench latency --pairs 5  |  flgbench latency --scale 14b --weights random --pairs 1  |  "
-    "flgbench latency --scale 14b --weights random --methods euler,fastlightgen,icmd --passes-only icmd --pairs 2",
+    "flgbench latency --scale 14b --weights random --methods euler,fastlightgen,icmd --passes-only icmd --pairs 2  |  "
+    "flgbench latency --model hunyuan --scale 13b --methods euler,fastlightgen --set fastlightgen.keep=1,0.7,0.5",
 }

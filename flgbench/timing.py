@@ -75,7 +75,7 @@ def time_clip(
 
 def weight_bytes(model: VideoModel) -> int:
     """Bytes of the weights of all parts of a model, each once: denoiser, autoencoder, encoders."""
-    held = [getattr(part, "loaded", part) for part in vars(model).values()]  # what is read when needed counts once it is
+    held = [getattr(part, "loaded", part) for part in model.held()]  # what is read when needed counts once it is
     parts = [part for part in held if isinstance(part, nn.Module)]
     tensors = {id(t): t for part in parts for t in (*part.parameters(), *part.buffers())}
     return sum(t.numel() * t.element_size() for t in tensors.values())

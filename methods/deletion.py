@@ -37,7 +37,7 @@ class SampledAsTeacher(Method):
         return self.preset.teacher_sampler()
 
     def shape(self) -> StudentShape:
-        return pruned_shape(self.settings.keep, self.preset.blocks)
+        return pruned_shape(self.settings.keep, self.preset)
 
 
 class _Selected(SampledAsTeacher):

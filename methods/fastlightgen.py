@@ -68,4 +68,4 @@ class FastLightGen(Method):
         return SamplerSettings(kind="renoise", num_inference_steps=match.steps, shift=match.shift)
 
     def shape(self) -> StudentShape:
-        return pruned_shape(self.settings.keep, self.preset.blocks)
+        return pruned_shape(self.settings.keep, self.preset)

@@ -20,7 +20,7 @@ class ICMD(Method):
 
     def stages(self, budget: float) -> list[StageSpec]:
         keep, blocks = self.settings.keep, self.preset.blocks
-        if not shallow_blocks(keep, [1] * blocks):
+        if not self._dropped():
             raise UsageError(
                 f"icmd.keep must be below 1: ICMD deletes blocks, and {keep} of {blocks} blocks deletes none; "
                 f"choose at most {(blocks - 1) / blocks:g}"
@@ -31,4 +31,7 @@ class ICMD(Method):
         return self.preset.teacher_sampler()
 
     def shape(self) -> StudentShape:
-        return StudentShape.without(self.preset.blocks, shallow_blocks(self.settings.keep, [1] * self.preset.blocks))
+        return StudentShape.without(self.preset.blocks, self._dropped())
+
+    def _dropped(self) -> list[int]:
+        return shallow_blocks(self.settings.keep, self.preset.block_sizes)

@@ -42,4 +42,4 @@ class MagicDistillation(Method):
         return self.settings.keep == 1
 
     def shape(self) -> StudentShape:
-        return pruned_shape(self.settings.keep, self.preset.blocks)
+        return pruned_shape(self.settings.keep, self.preset)

@@ -49,6 +49,7 @@ class Summary:
     kind: str
     nfe: int
     kept_blocks: float
+    kept_parameters: float
     values: dict[str, Measured]
 
     def record(self) -> dict[str, Any]:
@@ -113,7 +114,9 @@ def _summary(cell: dict[str, Any], reference: dict[str, Any] | None, samples: _S
             values["work"] = Measured(reference["nfe"] * reference["pass_flops"] / (cell["nfe"] * cell["pass_flops"]))
         for name, metric in (("denoise", "denoise_s"), ("end_to_end", "end_to_end_s")):
             values[name] = _speedup(samples, reference["row"], row, metric)
-    return Summary(row, cell["label"], cell["mode"], cell["kind"], cell["nfe"], cell["kept_blocks"], values)
+    parameters = cell["parameters"] / cell["teacher_parameters"]
+    kept = cell["kept_blocks"], parameters
+    return Summary(row, cell["label"], cell["mode"], cell["kind"], cell["nfe"], *kept, values)
 
 
 def _mfu(seconds: Measured, flops: Measured, peak: dict[str, Any]) -> Measured:
@@ -201,11 +204,12 @@ IN_TERMINAL = (
 
 def table(document: dict[str, Any]) -> Table:
     """One row a timed row."""
-    columns = (Column("nfe", "NFE"), Column("kept", "blocks", "%"), *(Column(s.key, s.title, s.unit) for s in SHOWN))
+    kept_columns = Column("kept", "blocks", "%"), Column("kept_parameters", "parameters", "%")
+    columns = (Column("nfe", "NFE"), *kept_columns, *(Column(s.key, s.title, s.unit) for s in SHOWN))
     rows = []
     for found in summaries(document):
-        kept = f"{100 * found.kept_blocks:.0f}"
-        entries = {"nfe": Entry(str(found.nfe), found.nfe), "kept": Entry(kept, found.kept_blocks)}
+        kept = {"kept": found.kept_blocks, "kept_parameters": found.kept_parameters}
+        entries = {"nfe": Entry(str(found.nfe), found.nfe)} | {k: Entry(f"{100 * v:.0f}", v) for k, v in kept.items()}
         entries |= {shown.key: _entry(found.values[shown.key], shown.text) for shown in SHOWN}
         label = found.label if found.mode == "eager" else f"{found.label}, compiled"
         rows.append(Row(found.row, label, found.mode, entries))
@@ -240,11 +244,11 @@ def _caption(document: dict[str, Any]) -> str:
 def lines(document: dict[str, Any]) -> list[str]:
     """The short table for the terminal."""
     shown = [next(s for s in SHOWN if s.key == key) for key in IN_TERMINAL]
-    grid = [["", "NFE", "blocks", *(f"{s.title} ({s.unit})" if s.unit else s.title for s in shown)]]
+    grid = [["", "NFE", "blocks", "parameters", *(f"{s.title} ({s.unit})" if s.unit else s.title for s in shown)]]
     for found in summaries(document):
         values = [(found.values[s.key], s.text) for s in shown]
         numbers = [text(v.value) if v.value is not None else "-" for v, text in values]
-        grid.append([found.row, str(found.nfe), f"{found.kept_blocks:.0%}", *numbers])
+        grid.append([found.row, str(found.nfe), f"{found.kept_blocks:.0%}", f"{found.kept_parameters:.0%}", *numbers])
     widths = [max(len(row[i]) for row in grid) for i in range(len(grid[0]))]
     made = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in grid]
     missing = {v.reason: s.title for found in summaries(document) for s in shown if (v := found.values[s.key]).reason}

@@ -107,6 +107,8 @@ def document_of(denoise: dict[str, list[float]]) -> dict[str, Any]:
             "kind": "reference" if name == "euler" else "method",
             "nfe": nfe[name],
             "kept_blocks": 1.0,
+            "parameters": 10,
+            "teacher_parameters": 10,
             "sampler": {},
             "pass_flops": 50e12,
         }

@@ -8,10 +8,13 @@ import shutil
 from collections import namedtuple
 from pathlib import Path
 
+import hunyuan_folders
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import Flgbench, assert_refused
+from diffusers import HunyuanVideoTransformer3DModel
+from PIL import Image
 from safetensors import safe_open
 from test_suite import write_suite
 from wan_folders import SCALE, WAN_21, WAN_22, build_folder
@@ -38,9 +41,8 @@ def write_clips(folder: Path) -> Path:
     return captions
 
 
-@pytest.mark.parametrize("layout", [WAN_21, WAN_22])
-def test_from_clips_to_an_exported_student(layout: str, flgbench: Flgbench, tmp_path: Path) -> None:
-    teacher = ["--scale", SCALE[layout], "--checkpoint", str(build_folder(tmp_path / "teacher", layout))]
+def train_students(teacher: list[str], flgbench: Flgbench, tmp_path: Path) -> Path:
+    """Encode clips, train two students, evaluate them on a suite; the run's folder."""
     captions = write_clips(tmp_path / "clips")
     code, printed, told = flgbench("encode", "clips", "--captions", str(captions), *teacher, "-o", "encoded")
     assert code == 0, printed + told
@@ -57,14 +59,35 @@ def test_from_clips_to_an_exported_student(layout: str, flgbench: Flgbench, tmp_
     table = pd.read_parquet(run / "results.parquet")
     assert (table[table["metric"] == "first_frame_psnr"]["status"] == "ok").sum() == 2 * len(cells)
     assert (run / "report" / "index.html").exists()
-
     weights = next((tmp_path / "out" / "store").glob("train-match-*/transformer/*.safetensors"))
     with safe_open(weights, "pt") as file:
         assert {file.get_tensor(name).isfinite().all().item() for name in file.keys()} == {True}  # noqa: SIM118
+    return run
+
+
+@pytest.mark.parametrize("layout", [WAN_21, WAN_22])
+def test_from_clips_to_an_exported_student(layout: str, flgbench: Flgbench, tmp_path: Path) -> None:
+    teacher = ["--scale", SCALE[layout], "--checkpoint", str(build_folder(tmp_path / "teacher", layout))]
+    run = train_students(teacher, flgbench, tmp_path)
     code, printed, told = flgbench("export", f"out/runs/{run.name}/fastlightgen", "student")
     assert code == 0, printed + told
     kept = json.loads((tmp_path / "student" / "transformer" / "config.json").read_text())["num_layers"]
     assert kept == len(json.loads((tmp_path / "student" / "flgbench.json").read_text())["kept_blocks"]) == 3
+
+
+def test_from_clips_to_a_clip_of_a_student_with_two_kinds_of_block(flgbench: Flgbench, tmp_path: Path) -> None:
+    folder = hunyuan_folders.build_folder(tmp_path / "teacher")
+    teacher = ["--model", "hunyuan", "--scale", hunyuan_folders.SCALE, "--checkpoint", str(folder)]
+    run = train_students(teacher, flgbench, tmp_path)
+    Image.new("RGB", (80, 64), "red").save(tmp_path / "first.png")
+    line = ["sample", "--student", f"out/runs/{run.name}/fastlightgen", "--image", "first.png", "-o", "made.mp4"]
+    code, printed, told = flgbench(*line, "--prompt", "a small red star moves down")
+    assert code == 0, printed + told
+    assert (tmp_path / "made.mp4").stat().st_size > 0
+    student = next((tmp_path / "out" / "store").glob("train-match-*/transformer/kept_blocks.json")).parent
+    loaded = HunyuanVideoTransformer3DModel.from_pretrained(student)
+    left = len(loaded.transformer_blocks) + len(loaded.single_transformer_blocks)
+    assert left == len(json.loads((student / "kept_blocks.json").read_text()))
 
 
 def test_no_room_on_the_disk(flgbench: Flgbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

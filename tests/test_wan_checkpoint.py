@@ -25,12 +25,12 @@ from flgbench import flow
 from flgbench.data import shapes
 from flgbench.data.captions import captions_of
 from flgbench.errors import UsageError
-from flgbench.models import wan_encoders
+from flgbench.models import parts
 from flgbench.models.base import Condition, Placement
 from flgbench.models.families import WanXFamily
 from flgbench.models.folded_conv import is_folded
+from flgbench.models.parts import Part
 from flgbench.models.stock import save_pipeline
-from flgbench.models.wan_encoders import Part
 from flgbench.models.wan_presets import CHECKPOINTS, denoiser_size
 from flgbench.models.wanx import WanX
 from flgbench.plan import plan
@@ -541,7 +541,7 @@ def test_no_room_on_the_gpu(folders: dict[str, Path], monkeypatch: pytest.Monkey
     with pytest.raises(UsageError, match=r"32\.8 GB of weights in torch.bfloat16, and 24.0 GB are free on cuda:1"):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (24e9, 8e10))
         size = denoiser_size(CHECKPOINTS["14b"].transformer).total
-        wan_encoders.check_room(Placement("cuda:1", torch.bfloat16), size, Path("transformer"))
+        parts.check_room(Placement("cuda:1", torch.bfloat16), size, Path("transformer"))
 
 
 Flgbench = Callable[..., tuple[int, str, str]]

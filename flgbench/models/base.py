@@ -238,6 +238,10 @@ class VideoModel(ABC):
     def n_parameters(self) -> int:
         return sum(p.numel() for p in self.transformer.parameters())
 
+    def held(self) -> list[Any]:
+        """What it is made of: modules, parts that are not read yet, and what needs no memory."""
+        return list(vars(self).values())
+
     @abstractmethod
     def release_encoders(self) -> None:
         """Free the encoders that can be read again; they are, when they are needed again."""

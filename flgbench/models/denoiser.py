@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from flgbench import flow
-from flgbench.models.base import Condition, VideoModel
+from flgbench.models.base import Condition, Placement, VideoModel
+from flgbench.models.parts import Held, Part, release
 
 # Beside config.json, not in it: diffusers warns of every key that its model does not know.
 KEPT_BLOCKS = "kept_blocks.json"
@@ -25,14 +26,37 @@ SMALLEST_TIME = 1e-6  # no sampler evaluates a velocity at time 0
 
 class Denoiser(VideoModel):
     """A diffusers transformer. `lists`: its lists of blocks by attribute, in the order in which they run, each with the
-    key of the transformer's config that tells its length."""
+    key of the transformer's config that tells its length. `entrance`: its layer that latents go through first.
+
+    The transformer may be a `Part`, read when it is first needed: `placement` tells where it will be.
+    """
 
     lists: ClassVar[dict[str, str]]
+    entrance: ClassVar[str]
 
+    transformer = Held()
+    placement: Placement
     tokenizer: Any
     text_length: int  # caption tokens that are read
     n_teacher_blocks: int
     _kept: tuple[int, ...]
+
+    @property
+    def _unread(self) -> bool:
+        held = vars(self)["transformer"]
+        return isinstance(held, Part) and held.loaded is None
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.placement.device) if self._unread else self._first_weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.placement.dtype if self._unread else self._first_weight.dtype
+
+    @property
+    def _first_weight(self) -> torch.Tensor:
+        return self.transformer.get_submodule(self.entrance).weight
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -42,6 +66,9 @@ class Denoiser(VideoModel):
     @property
     def kept_blocks(self) -> tuple[int, ...]:
         return self._kept
+
+    def release_encoders(self) -> None:
+        release(self.held(), self.device)
 
     def _twin(self, transformer: Any) -> Self:
         twin = copy.copy(self)

@@ -1,7 +1,7 @@
 """Floating-point operations of one network pass, attention included: neither parameters nor time tell them.
 
-Twice: counted by running a pass (any family), and by formula from an architecture's sizes (Wan), which needs no pass, no
-memory and says where they go. A multiply-add counts two; norms, modulation and softmax, far below 1 %, are left out of both.
+Twice: counted by running a pass (any family), and by formula from an architecture's sizes, which needs no pass, no memory
+and says where they go. A multiply-add counts two; norms, modulation and softmax, far below 1 %, are left out of both.
 """
 
 from __future__ import annotations
@@ -90,4 +90,67 @@ def wan_pass_flops(
         cross_attention=blocks * cross,
         feed_forward=blocks * 4 * tokens * width * config["ffn_dim"],
         rest=2 * (embedders + ends),
+    )
+
+
+@dataclass(frozen=True)
+class JointPassFlops:
+    """FLOPs of one forward for one clip of a network whose video and text attend to each other, by where they go.
+
+    projections: query, key, value and output of both; joint_attention: its scores and their weighted sum; feed_forward;
+    rest: modulations and what is outside the blocks.
+    """
+
+    projections: int
+    joint_attention: int
+    feed_forward: int
+    rest: int
+
+    @property
+    def total(self) -> int:
+        return self.projections + self.joint_attention + self.feed_forward + self.rest
+
+
+def hunyuan_pass_flops(
+    config: Mapping[str, Any],
+    kinds: Sequence[str],
+    self_attention: Sequence[SelfAttention],
+    latent_size: tuple[int, int, int],
+    text_tokens: int,
+) -> JointPassFlops:
+    """FLOPs of one pass of a `HunyuanVideoTransformer3DModel` with the arguments `config`, of the form token_replace.
+
+    kinds ('double' or 'single') and self_attention: of each block that is there, so a pruned network has shorter lists.
+    latent_size: frames, height and width of the latents. text_tokens: the image's and the caption's.
+    """
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    inner = int(width * config.get("mlp_ratio", 4.0))
+    space, time = config.get("patch_size", 2), config.get("patch_size_t", 1)
+    frames, frame = latent_size[0] // time, latent_size[1] // space * (latent_size[2] // space)
+    video = frames * frame
+    tokens, blocks = video + text_tokens, len(kinds)
+    doubles = sum(kind == "double" for kind in kinds)
+    # Query-key pairs. 'frame': the first frame sees itself and the text, the others the first one too; the text sees all.
+    restricted = frame * (frame + text_tokens) + (video - frame) * (2 * frame + text_tokens) + text_tokens * tokens
+    pairs = sum(tokens**2 if kind == "full" else restricted for kind in self_attention)
+    # Single blocks put attention and feed-forward through one output layer, the same multiply-adds. A modulation is of a
+    # clip, not of tokens; the given frame has one of its own.
+    modulations = doubles * (6 + 6 + 6) + (blocks - doubles) * (3 + 3)
+    embedding = 256 * width + width**2  # of a time or of a guidance scale
+    text = config.get("text_embed_dim", 4096)
+    refiner = text_tokens * 12 * width**2 + 2 * text_tokens**2 * width + 2 * width**2
+    around = (
+        (3 + bool(config.get("guidance_embeds", True))) * embedding  # the clip's time, the given frame's, the refiner's
+        + (config.get("pooled_projection_dim", 768) + text) * width
+        + 2 * width**2
+        + text_tokens * text * width
+        + config.get("num_refiner_layers", 2) * refiner
+        + 2 * width**2  # the last modulation
+        + video * width * space**2 * time * (config["in_channels"] + config["out_channels"])
+    )
+    return JointPassFlops(
+        projections=blocks * 8 * tokens * width**2,
+        joint_attention=4 * pairs * width,
+        feed_forward=blocks * 4 * tokens * width * inner,
+        rest=2 * (modulations * width**2 + around),
     )

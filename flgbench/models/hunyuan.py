@@ -27,10 +27,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-import transformers
 from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoImageToVideoPipeline, HunyuanVideoTransformer3DModel
+from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video_image2video import DEFAULT_PROMPT_TEMPLATE
+from PIL import Image
 from transformers import (
     AutoTokenizer,
     CLIPImageProcessor,
@@ -42,11 +42,13 @@ from transformers import (
 from flgbench.errors import UsageError
 from flgbench.models.base import Condition, PassTally, Placement, SelfAttention
 from flgbench.models.denoiser import KEPT_BLOCKS, SELF_ATTENTION, Denoiser, with_given_frame
-from flgbench.models.hunyuan_attention import kind_of, project_video, set_kind
-from flgbench.models.hunyuan_vae import decode_whole, encode_whole, fold_convolutions
+from flgbench.models.diffusers_folder import ClipSettings
+from flgbench.models.hunyuan_attention import kind_of, prepared, project_video, set_kind
+from flgbench.models.hunyuan_checkpoint import HunyuanFolder
+from flgbench.models.hunyuan_presets import IMAGE_INTERLEAVE, TEMPLATE_TAIL
+from flgbench.models.hunyuan_vae import decode, encode, fold_convolutions, is_folded
+from flgbench.models.parts import Held, Part, check_room, part, placed, unchanged
 
-TEMPLATE_TAIL = 4  # tokens behind the caption that the stock pipeline cuts out again
-IMAGE_INTERLEAVE = 4  # of the image's tokens every fourth is read: the stock pipeline's choice for `token_replace`
 ON_CPU = Placement()
 
 
@@ -59,117 +61,134 @@ class TextReader:
     `template` are the stock pipeline's `prompt_template` settings; `length` the number of caption tokens that are read.
     """
 
+    text_encoder, tokenizer, text_encoder_2, tokenizer_2, image_processor = Held(), Held(), Held(), Held(), Held()
+
     def __init__(
         self,
-        text_encoder: LlavaForConditionalGeneration,
-        tokenizer: PreTrainedTokenizerBase,
-        text_encoder_2: CLIPTextModel,
-        tokenizer_2: PreTrainedTokenizerBase,
-        image_processor: CLIPImageProcessor,
+        text_encoder: LlavaForConditionalGeneration | Part,
+        tokenizer: PreTrainedTokenizerBase | Part,
+        text_encoder_2: CLIPTextModel | Part,
+        tokenizer_2: PreTrainedTokenizerBase | Part,
+        image_processor: CLIPImageProcessor | Part,
         template: Mapping[str, Any],
         length: int,
     ) -> None:
         self.text_encoder, self.tokenizer, self.template, self.length = text_encoder, tokenizer, dict(template), length
-        self.parts = {
-            "text_encoder": text_encoder,
-            "tokenizer": tokenizer,
-            "text_encoder_2": text_encoder_2,
-            "tokenizer_2": tokenizer_2,
-            "image_processor": image_processor,
-        }
-        self._stock = HunyuanVideoImageToVideoPipeline(transformer=None, vae=None, scheduler=None, **self.parts)
+        self.text_encoder_2, self.tokenizer_2, self.image_processor = text_encoder_2, tokenizer_2, image_processor
 
-    def read(self, images: torch.Tensor, captions: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    @property
+    def parts(self) -> dict[str, Any]:
+        """The stock pipeline's, by its names; they are read."""
+        names = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "image_processor")
+        return {name: getattr(self, name) for name in names}
+
+    def read(
+        self, images: torch.Tensor, captions: Sequence[str], device: torch.device | str = "cpu"
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Embeddings (B, L, D), zero behind each caption's end; their mask (B, L); pooled embeddings (B, P).
 
-        images (B, H, W, 3) uint8. L is the number of image tokens that are read, then `length`.
+        images (B, H, W, 3) uint8. L is the number of image tokens that are read, then `length`. Encoders run on `device`.
         """
-        # Cut before the template is put around it: cut after, the stock pipeline would lose the template's end.
-        cut = [self.tokenizer.decode(self.tokenizer(c).input_ids[: self.length]) for c in captions]
-        text, pooled, mask = self._stock.encode_prompt(
-            list(images.permute(0, 3, 1, 2)),
-            cut,
+        for encoder in (self.text_encoder, self.text_encoder_2):
+            placed(encoder, torch.device(device))
+        stock = HunyuanVideoImageToVideoPipeline(transformer=None, vae=None, scheduler=None, **self.parts)
+        text, pooled, mask = stock.encode_prompt(
+            [Image.fromarray(image) for image in images.cpu().numpy()],  # tensors are resized by other code
+            [self._cut(caption) for caption in captions],
             prompt_template=self.template,
-            device=self.text_encoder.device,
+            device=device,
             max_sequence_length=self.length + TEMPLATE_TAIL,
             image_embed_interleave=IMAGE_INTERLEAVE,
         )
         return text * mask[..., None], mask, pooled
+
+    def _cut(self, caption: str) -> str:
+        """Before the template is put around it: cut after, the stock pipeline would lose the template's end."""
+        tokens = self.tokenizer(caption, add_special_tokens=False).input_ids
+        return caption if len(tokens) <= self.length else self.tokenizer.decode(tokens[: self.length])
 
 
 class Hunyuan(Denoiser):
     """A HunyuanVideo image-to-video model. `clip_shape` is (frames, height, width) in pixels."""
 
     lists = {"transformer_blocks": "num_layers", "single_transformer_blocks": "num_single_layers"}
+    entrance = "x_embedder.proj"
+    vae, tokenizer = Held(), Held()
 
     def __init__(
         self,
-        transformer: HunyuanVideoTransformer3DModel,
-        vae: AutoencoderKLHunyuanVideo,
+        transformer: HunyuanVideoTransformer3DModel | Part,
+        vae: AutoencoderKLHunyuanVideo | Part,
         reader: TextReader,
         clip_shape: tuple[int, int, int],
         negative_caption: str = "",
+        *,
+        placement: Placement = ON_CPU,
     ) -> None:
-        self.transformer, self.vae, self.reader = transformer, vae, reader
-        self.tokenizer, self.text_length = reader.tokenizer, reader.length
+        self.placement, self.reader, self.text_length = placement, reader, reader.length
+        self.transformer, self.vae, self.tokenizer = transformer, vae, vars(reader)["tokenizer"]
+        if not isinstance(transformer, Part):
+            prepared(transformer)
         self.clip_shape, self.negative_caption = clip_shape, negative_caption
         self.tally = PassTally()
-        self.n_teacher_blocks = len(self.blocks)
+        self.n_teacher_blocks = sum(transformer.config[key] for key in self.lists.values())
         self._kept = tuple(range(self.n_teacher_blocks))
+        config = vae.config
+        self.stride = (config["temporal_compression_ratio"], config["spatial_compression_ratio"])
         frames, height, width = clip_shape
         self.latent_shape = (
-            vae.config.latent_channels,
-            (frames - 1) // vae.config.temporal_compression_ratio + 1,
-            height // vae.config.spatial_compression_ratio,
-            width // vae.config.spatial_compression_ratio,
+            config["latent_channels"],
+            (frames - 1) // self.stride[0] + 1,
+            height // self.stride[1],
+            width // self.stride[1],
         )
 
     @classmethod
-    def load(cls, folder: Path, placement: Placement = ON_CPU) -> Hunyuan:
-        """Load a diffusers folder with a `flgbench.json` beside its parts. Frozen, eval mode.
+    def load(cls, folder: Path, placement: Placement = ON_CPU, clips: ClipSettings | None = None) -> Hunyuan:
+        """The diffusers folder with `clips`, by default those of its flgbench.json. Frozen, eval mode.
 
-        `placement` is the denoiser's; the encoders, which are small, stay on the CPU in fp32.
+        The prompt template is the stock pipeline's unless the flgbench.json names another. Denoiser and text encoders are
+        in the dtype of `placement`, the autoencoder in fp32; it takes clips whole where `clips` are the folder's own, see
+        `hunyuan_vae`. Raises UsageError, when the denoiser is read, where it does not fit the device.
         """
-        for library in (diffusers, transformers):  # their bars would run through ours
-            library.utils.logging.disable_progress_bar()
-        config = json.loads((folder / "flgbench.json").read_text())
-        denoiser = HunyuanVideoTransformer3DModel.from_pretrained(folder / "transformer", dtype=placement.dtype)
-        vae = AutoencoderKLHunyuanVideo.from_pretrained(folder / "vae", dtype=torch.float32)
-        llava = LlavaForConditionalGeneration.from_pretrained(folder / "text_encoder", dtype=torch.float32)
-        clip = CLIPTextModel.from_pretrained(folder / "text_encoder_2", dtype=torch.float32)
-        for module in (denoiser, vae, llava, clip):
-            module.requires_grad_(False).eval()
+        found, whole = HunyuanFolder(folder), clips is None
+        clips = clips or ClipSettings.of(found.own)
+
+        def to_device(transformer: Any) -> Any:
+            return prepared(transformer).to(placement.device)
+
+        def fits() -> None:
+            check_room(placement, found.parameters, folder / "transformer")
+
         reader = TextReader(
-            llava,
-            AutoTokenizer.from_pretrained(folder / "tokenizer"),
-            clip,
-            AutoTokenizer.from_pretrained(folder / "tokenizer_2"),
-            CLIPImageProcessor.from_pretrained(folder / "image_processor"),
-            config["prompt_template"],
-            config["text_length"],
+            part(LlavaForConditionalGeneration, folder / "text_encoder", placement.dtype),
+            Part(lambda: AutoTokenizer.from_pretrained(folder / "tokenizer")),
+            part(CLIPTextModel, folder / "text_encoder_2", placement.dtype),
+            Part(lambda: AutoTokenizer.from_pretrained(folder / "tokenizer_2")),
+            Part(lambda: CLIPImageProcessor.from_pretrained(folder / "image_processor")),
+            found.own.get("prompt_template", DEFAULT_PROMPT_TEMPLATE),
+            clips.text_length,
         )
-        denoiser = denoiser.to(placement.device)
-        return cls(denoiser, fold_convolutions(vae), reader, tuple(config["clip_shape"]), config["negative_caption"])
+        return cls(
+            part(HunyuanVideoTransformer3DModel, folder / "transformer", placement.dtype, to_device, before=fits),
+            part(AutoencoderKLHunyuanVideo, folder / "vae", torch.float32, fold_convolutions if whole else unchanged),
+            reader,
+            clips.clip,
+            clips.negative_caption,
+            placement=placement,
+        )
 
     def with_transformer(self, folder: Path) -> Hunyuan:
         """The same encoders with the denoiser stored in `folder`."""
         denoiser = HunyuanVideoTransformer3DModel.from_pretrained(folder, dtype=self.dtype).to(self.device)
-        twin = self._twin(denoiser.requires_grad_(False).eval())
+        twin = self._twin(prepared(denoiser).requires_grad_(False).eval())
         for block, kind in zip(twin.blocks, json.loads((folder / SELF_ATTENTION).read_text()), strict=True):
             set_kind(block, kind, self.token_frames)
         twin._kept = tuple(json.loads((folder / KEPT_BLOCKS).read_text()))
         return twin
 
-    @property
-    def device(self) -> torch.device:
-        return self.transformer.x_embedder.proj.weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.transformer.x_embedder.proj.weight.dtype
-
-    def release_encoders(self) -> None:
-        """Nothing to free: they are read with the model."""
+    def held(self) -> list[Any]:
+        return [*super().held(), *vars(self.reader).values()]
 
     @property
     def block_kinds(self) -> tuple[str, ...]:
@@ -189,7 +208,7 @@ class Hunyuan(Denoiser):
             encoder_hidden_states=condition.text.to(dtype),
             encoder_attention_mask=extras["text_mask"],
             pooled_projections=extras["pooled"].to(dtype),
-            guidance=extras["guidance"] * 1000 if guided else None,  # and guidance in thousandths
+            guidance=extras["guidance"].to(dtype) * 1000 if guided else None,  # and guidance in thousandths
             return_dict=False,
         )[0].float()
         return with_given_frame(predicted, x, t, condition.image)
@@ -238,14 +257,21 @@ class Hunyuan(Denoiser):
             transformer=self.transformer, vae=self.vae, scheduler=scheduler, **self.reader.parts
         )
 
+    def _autoencoder(self) -> Any:
+        vae = placed(self.vae, self.device)
+        if not is_folded(vae):
+            vae.enable_tiling()  # which frames no larger than a tile do not notice
+        return vae
+
     @torch.no_grad()
     def encode_video(self, video: torch.Tensor) -> torch.Tensor:
-        return encode_whole(self.vae, video.permute(0, 4, 1, 2, 3).float().div(127.5).sub(1))
+        pixels = video.to(self.device).permute(0, 4, 1, 2, 3).float().div(127.5).sub(1)
+        return encode(self._autoencoder(), pixels)
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        pixels = decode_whole(self.vae, latents.cpu())
-        return pixels.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 4, 1)
+        pixels = decode(self._autoencoder(), latents.to(self.device).float())
+        return pixels.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 4, 1).cpu()
 
     def encode_text(self, captions: Sequence[str]) -> torch.Tensor:
         """As the base class says, beside a black image: how the stock pipeline reads a negative caption."""
@@ -254,7 +280,8 @@ class Hunyuan(Denoiser):
     @torch.no_grad()
     def _read_beside_black(self, captions: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         _, height, width = self.clip_shape
-        return self.reader.read(torch.zeros(len(captions), height, width, 3, dtype=torch.uint8), captions)
+        black = torch.zeros(len(captions), height, width, 3, dtype=torch.uint8)
+        return self.reader.read(black, captions, self.device)
 
     def encode_image(self, images: torch.Tensor) -> torch.Tensor:
         """(B, C, 1, H', W'): the first latent frame itself."""
@@ -262,9 +289,9 @@ class Hunyuan(Denoiser):
 
     @torch.no_grad()
     def condition(self, images: torch.Tensor, captions: Sequence[str]) -> Condition:
-        text, mask, pooled = self.reader.read(images, captions)
+        text, mask, pooled = self.reader.read(images, captions, self.device)
         negative, negative_mask, negative_pooled = self._read_beside_black([self.negative_caption])
-        extras = {"text_mask": mask, "pooled": pooled, "guidance": torch.ones(len(images))}
+        extras = {"text_mask": mask, "pooled": pooled, "guidance": torch.ones(len(images), device=self.device)}
         return Condition(
             text,
             negative,

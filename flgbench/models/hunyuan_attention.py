@@ -9,12 +9,71 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers import HunyuanVideoTransformer3DModel
+from diffusers.models.attention_processor import AttnProcessor2_0
 from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoAttnProcessor2_0
 
 from flgbench.models.base import SelfAttention
 
 Rotary = tuple[torch.Tensor, torch.Tensor]
+Projected = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def prepared(transformer: HunyuanVideoTransformer3DModel) -> HunyuanVideoTransformer3DModel:
+    """`transformer` so that it computes no padding of a single clip, in place.
+
+    Its text is cut where the mask ends, and no attention is given a mask, which the fastest kernels do not take. In a
+    batch captions are of several lengths: there padding is masked, as diffusers does.
+    """
+    transformer.register_forward_pre_hook(_cut_text, with_kwargs=True)
+    for block in transformer.context_embedder.token_refiner.refiner_blocks:
+        block.attn.set_processor(RefinerProcessor())
+    for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
+        block.attn.set_processor(JointProcessor())
+    return transformer
+
+
+def _cut_text(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    mask = kwargs["encoder_attention_mask"]
+    if len(mask) > 1:
+        return args, kwargs
+    length, names = int(mask.sum()), ("encoder_hidden_states", "encoder_attention_mask")
+    return args, kwargs | {name: kwargs[name][:, :length] for name in names}
+
+
+def _unless_alone(mask: torch.Tensor | None, clips: int) -> torch.Tensor | None:
+    return None if clips == 1 else mask
+
+
+class RefinerProcessor(AttnProcessor2_0):
+    """Diffusers' own for the text alone, see `prepared`."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        **more: Any,
+    ) -> torch.Tensor:
+        mask = _unless_alone(attention_mask, len(hidden_states))
+        return super().__call__(attn, hidden_states, encoder_hidden_states, mask, **more)
+
+
+class JointProcessor(HunyuanVideoAttnProcessor2_0):
+    """Diffusers' own for video and text, see `prepared`."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        image_rotary_emb: Rotary | None = None,
+    ) -> Any:
+        mask = _unless_alone(attention_mask, len(hidden_states))
+        return super().__call__(attn, hidden_states, encoder_hidden_states, mask, image_rotary_emb)
 
 
 def project_video(attention: Any, tokens: torch.Tensor, rotary: Rotary) -> tuple[torch.Tensor, torch.Tensor]:
@@ -25,34 +84,38 @@ def project_video(attention: Any, tokens: torch.Tensor, rotary: Rotary) -> tuple
 
 
 def frame_attention(
-    video: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    text: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    text_mask: torch.Tensor,
-    frames: int,
+    video: Projected, text: Projected, text_mask: torch.Tensor | None, frames: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Query, key and value of video (B, N, heads, D) and text (B, L, heads, D) to the two attention outputs.
 
     A video token sees its own frame, frame 0 (the given image) and the text; a text token sees everything. `text_mask`
-    (B, L) tells which text tokens are there.
+    (B, L) tells which text tokens are there; none: all.
     """
-    batch = len(text_mask)
     q, k, v = (x.unflatten(1, (frames, -1)).transpose(2, 3) for x in video)  # (B, T, heads, n, D)
     text_q, text_k, text_v = (x.transpose(1, 2) for x in text)  # (B, heads, L, D)
 
     def visible(own: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
-        words = words[:, None].expand(-1, frames, -1, -1, -1)
-        return torch.cat([own[:, :1].expand_as(own), own, words], dim=3).flatten(0, 1)
+        """Of the frames after the first, one in place of a clip."""
+        words = words[:, None].expand(-1, frames - 1, -1, -1, -1)
+        return torch.cat([own[:, :1].expand_as(own[:, 1:]), own[:, 1:], words], dim=3).flatten(0, 1)
 
-    n = q.shape[3]
-    there = torch.ones(batch, frames, 2 * n, dtype=torch.bool, device=text_mask.device)
-    there[:, 0, :n] = False  # frame 0 would see itself twice
-    mask = torch.cat([there, text_mask[:, None].expand(-1, frames, -1)], dim=2).flatten(0, 1)[:, None, None]
-    seen = F.scaled_dot_product_attention(q.flatten(0, 1), visible(k, text_k), visible(v, text_v), attn_mask=mask)
+    first_k, first_v = (torch.cat([x[:, 0], y], dim=2) for x, y in ((k, text_k), (v, text_v)))
+    first = _attend(q[:, 0], first_k, first_v, text_mask)
+    each = text_mask if text_mask is None else text_mask.repeat_interleave(frames - 1, dim=0)
+    later = _attend(q[:, 1:].flatten(0, 1), visible(k, text_k), visible(v, text_v), each)
+    seen = torch.cat([first[:, None], later.unflatten(0, (len(q), frames - 1))], dim=1)
     all_k, all_v = (torch.cat([x.transpose(1, 2), y], dim=2) for x, y in ((video[1], text_k), (video[2], text_v)))
-    everything = torch.ones(batch, video[0].shape[1], dtype=torch.bool, device=text_mask.device)
-    mask = torch.cat([everything, text_mask], dim=1)[:, None, None]
-    heard = F.scaled_dot_product_attention(text_q, all_k, all_v, attn_mask=mask)
-    return seen.unflatten(0, (batch, frames)).transpose(2, 3).flatten(1, 2), heard.transpose(1, 2)
+    heard = _attend(text_q, all_k, all_v, text_mask)
+    return seen.transpose(2, 3).flatten(1, 2), heard.transpose(1, 2)
+
+
+def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, text_mask: torch.Tensor | None) -> torch.Tensor:
+    """Attention (B, heads, tokens, D) on keys of which the last are the text's."""
+    mask = None
+    if text_mask is not None:
+        before = text_mask.new_ones(len(text_mask), k.shape[2] - text_mask.shape[1], dtype=torch.bool)
+        mask = torch.cat([before, text_mask.bool()], dim=1)[:, None, None]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
 class FrameProcessor:
@@ -81,7 +144,7 @@ class FrameProcessor:
         norm_q, norm_k = (attn.norm_added_q, attn.norm_added_k) if double else (attn.norm_q, attn.norm_k)
         words = encoder_hidden_states
         text = (norm_q(split(q(words))), norm_k(split(k(words))), split(v(words)))
-        mask = attention_mask[:, 0, 0, hidden_states.shape[1] :]
+        mask = _unless_alone(attention_mask[:, 0, 0, hidden_states.shape[1] :], len(words))
         seen, heard = (x.flatten(2) for x in frame_attention(video, text, mask, self.frames))
         if not double:  # its output projection is the block's
             return seen, heard
@@ -95,4 +158,4 @@ def kind_of(block: Any) -> SelfAttention:
 
 def set_kind(block: Any, kind: SelfAttention, frames: int) -> None:
     """Give `block` the form 'full' or 'frame', in place. Its parameters stay."""
-    block.attn.set_processor(FrameProcessor(frames) if kind == "frame" else HunyuanVideoAttnProcessor2_0())
+    block.attn.set_processor(FrameProcessor(frames) if kind == "frame" else JointProcessor())

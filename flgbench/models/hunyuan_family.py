@@ -1,58 +1,103 @@
-"""The hunyuan family: where its teacher is and which numbers its methods start from."""
+"""The hunyuan family: where its teachers are and which numbers its methods start from."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
-from flgbench.contracts import Family, FamilyPreset
+import torch
+
+from flgbench import costs
+from flgbench.contracts import Around, FamilyPreset
+from flgbench.costs import Network
 from flgbench.errors import UsageError
 from flgbench.models.base import Placement, VideoModel
-from flgbench.models.families import WEIGHTS
+from flgbench.models.checkpoint_family import TINY, WEIGHTS, CheckpointFamily, real_placement
+from flgbench.models.hunyuan_checkpoint import HunyuanFolder
+from flgbench.models.hunyuan_presets import CHECKPOINTS, TINY_TRANSFORMER, HunyuanCheckpoint, block_kinds
 from flgbench.shipped import HASHES, verify
-from flgbench.store import sha256
+
+BETA1 = 2.0  # the paper's for HunyuanVideo, and beta2
+BETA2 = 0.25
 
 
-class HunyuanFamily(Family):
+class HunyuanFamily(CheckpointFamily[HunyuanCheckpoint]):
     """HunyuanVideo image-to-video, guidance-distilled; no weights ship: make `tiny` with `flgbench pretrain`."""
 
     name = "hunyuan"
-    scales = ("tiny",)
+    scales = (TINY, *CHECKPOINTS)
+    checkpoints = CHECKPOINTS
+    layout = HunyuanFolder
     recipe = "flgbench.models.tiny.hunyuan_pretrain"
 
     def preset(self, scale: str) -> FamilyPreset:
+        if scale == TINY:
+            self.refuse_checkpoint()
+            kinds = block_kinds(TINY_TRANSFORMER)
+            return FamilyPreset(
+                shift=3.0,
+                guidance_scale=2.0,
+                num_inference_steps=50,
+                clip=(17, 64, 64),
+                fps=8,
+                blocks=sum(kind.count for kind in kinds),
+                self_attention_share=0.0,  # text and video share it
+                guidance_is_embedded=True,
+                beta1=BETA1,
+                beta2=BETA2,
+                kinds=kinds,
+            )
+        facts = self.facts(scale)
+        kinds = block_kinds(facts.transformer)
         return FamilyPreset(
-            shift=3.0,
-            guidance_scale=2.0,
-            num_inference_steps=50,
-            clip=(17, 64, 64),
-            fps=8,
-            blocks=12,
-            self_attention_share=0.0,  # text and video share it
-            guidance_is_embedded=True,
-            beta1=2.0,  # the paper's values for HunyuanVideo
-            beta2=0.25,
+            shift=facts.shift,
+            guidance_scale=facts.guidance_scale,
+            num_inference_steps=facts.num_inference_steps,
+            clip=facts.clip,
+            fps=facts.fps,
+            blocks=sum(kind.count for kind in kinds),
+            self_attention_share=0.0,
+            guidance_is_embedded=bool(facts.transformer.get("guidance_embeds", True)),
+            beta1=BETA1,
+            beta2=BETA2,
+            kinds=kinds,
         )
 
-    def folder(self, scale: str) -> Path:
-        if self.checkpoint or self.revision:
-            raise UsageError(f"--checkpoint and --revision: family '{self.name}' reads no checkpoints yet, leave them out")
-        return WEIGHTS / f"{self.name}-{scale}"
+    def tiny_folder(self) -> Path:
+        return WEIGHTS / f"{self.name}-{TINY}"
 
-    def fingerprint(self, scale: str) -> str:
-        self._verify(scale)
-        return sha256(self.folder(scale) / HASHES)
-
-    def load(self, scale: str, placement: Placement | None = None) -> VideoModel:
-        from flgbench.models.hunyuan import Hunyuan
-
-        self._verify(scale)
-        return Hunyuan.load(self.folder(scale), placement or Placement())
-
-    def _verify(self, scale: str) -> None:
-        folder = self.folder(scale)
+    def verify_tiny(self) -> None:
+        folder = self.folder(TINY)
         if not (folder / HASHES).exists():
             raise UsageError(
                 f"no weights in {folder}: none ship for '{self.name}' yet; make them with "
                 f"`flgbench pretrain --model {self.name}` (hours on two cores)"
             )
         verify(folder)
+
+    def network(self, scale: str) -> Network | None:
+        return None if scale == TINY else costs.hunyuan_checkpoint(self.facts(scale))
+
+    def load(self, scale: str, placement: Placement | None = None) -> VideoModel:
+        from flgbench.models.hunyuan import Hunyuan
+
+        if scale == TINY:
+            self.verify_tiny()
+            return Hunyuan.load(self.folder(scale), placement or Placement())
+        return Hunyuan.load(self.checked(scale).folder, placement or real_placement(), self.clips(scale))
+
+    def untrained(self, scale: str, clip: tuple[int, int, int], device: str, dtype: torch.dtype) -> VideoModel:
+        from flgbench.models import hunyuan_random
+
+        return hunyuan_random.build(scale, clip, device, dtype)
+
+    def pass_flops(self, model: VideoModel) -> Mapping[str, int]:
+        from flgbench.models import hunyuan_random
+
+        return asdict(hunyuan_random.pass_flops(model))
+
+    def around(self, model: VideoModel) -> Around:
+        from flgbench.models import hunyuan_random
+
+        return Around(hunyuan_random.around_flops(model), hunyuan_random.activation_bytes(model))

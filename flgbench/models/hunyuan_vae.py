@@ -1,7 +1,8 @@
-"""`AutoencoderKLHunyuanVideo` on whole clips, with its convolutions in the form that is fast on a CPU.
+"""`AutoencoderKLHunyuanVideo`: short clips whole and by convolutions that are fast on a CPU, others in diffusers' tiles.
 
-diffusers cuts clips of more than 16 frames into overlapping tiles and blends them, to save memory. Short clips go through
-whole here.
+diffusers cuts clips of more than 16 frames, and frames of more than 256 pixels, into overlapping tiles and blends them, to
+save memory: the published autoencoder is used so, and the stock pipeline makes the same pixels. The tiny one (its
+convolutions are folded) was trained on whole clips and goes without.
 """
 
 from __future__ import annotations
@@ -29,18 +30,26 @@ def fold_convolutions(vae: AutoencoderKLHunyuanVideo) -> AutoencoderKLHunyuanVid
     return vae
 
 
-def encode_whole(vae: AutoencoderKLHunyuanVideo, pixels: torch.Tensor) -> torch.Tensor:
+def is_folded(vae: AutoencoderKLHunyuanVideo) -> bool:
+    return isinstance(vae.encoder.conv_in, FoldedHunyuanConv3d)
+
+
+def encode(vae: AutoencoderKLHunyuanVideo, pixels: torch.Tensor) -> torch.Tensor:
     """Scaled posterior mode (B, z, T', H', W') of pixels (B, 3, T, H, W) in [-1, 1].
 
     The first latent frame is that of the first frame alone. The autoencoder's group norms look at all frames, so that of
     the whole clip would differ a little from what the model is given at sampling.
     """
     parts = [pixels[:, :, :1], pixels] if pixels.shape[2] > 1 else [pixels]
-    first, *whole = [vae.quant_conv(vae.encoder(p)).chunk(2, dim=1)[0] for p in parts]
-    latents = torch.cat([first, *(w[:, :, 1:] for w in whole)], dim=2)
+    whole = is_folded(vae)
+    modes = [vae.quant_conv(vae.encoder(p)).chunk(2, dim=1)[0] if whole else vae.encode(p).latent_dist.mode() for p in parts]
+    first, *rest = modes
+    latents = torch.cat([first, *(r[:, :, 1:] for r in rest)], dim=2)
     return latents * vae.config.scaling_factor
 
 
-def decode_whole(vae: AutoencoderKLHunyuanVideo, latents: torch.Tensor) -> torch.Tensor:
+def decode(vae: AutoencoderKLHunyuanVideo, latents: torch.Tensor) -> torch.Tensor:
     """Pixels (B, 3, T, H, W) in [-1, 1] of scaled latents."""
-    return vae.decoder(vae.post_quant_conv(latents / vae.config.scaling_factor)).clamp(-1, 1)
+    latents = latents / vae.config.scaling_factor
+    pixels = vae.decoder(vae.post_quant_conv(latents)) if is_folded(vae) else vae.decode(latents).sample
+    return pixels.clamp(-1, 1)

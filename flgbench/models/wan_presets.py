@@ -6,9 +6,11 @@ Facts of the repositories' own `config.json` files and of Wan's generation setti
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
+
+from flgbench.models.published import PublishedCheckpoint
 
 # Wan 2.1's VAE is the default of diffusers' class.
 WAN_21_VAE: Mapping[str, Any] = {"base_dim": 96, "z_dim": 16}
@@ -107,29 +109,18 @@ def denoiser_size(config: Mapping[str, Any]) -> DenoiserSize:
 
 
 @dataclass(frozen=True)
-class WanCheckpoint:
+class WanCheckpoint(PublishedCheckpoint):
     """One published checkpoint.
 
     `transformer`, `vae`, `text_encoder` and `image_encoder` are arguments of diffusers' and transformers' own classes;
     `image_encoder` is None where the first frame reaches the denoiser through its latents alone (Wan 2.2).
-    `clip` is (frames, height, width) in pixels. `per_token_times`: the first latent frame is given clean, at time 0, and
-    every token has its own time (Wan 2.2 TI2V, diffusers' `expand_timesteps`); otherwise it is concatenated with a mask.
-    `negative_caption` is what guidance extrapolates from.
+    `per_token_times`: the first latent frame is given clean, at time 0, and every token has its own time (Wan 2.2 TI2V,
+    diffusers' `expand_timesteps`); otherwise it is concatenated with a mask.
     """
 
-    repository: str
-    clip: tuple[int, int, int]
-    fps: int
-    shift: float
-    guidance_scale: float
-    transformer: Mapping[str, Any]
-    vae: Mapping[str, Any]
-    text_encoder: Mapping[str, Any]
     image_encoder: Mapping[str, Any] | None
     per_token_times: bool
-    negative_caption: str
-    num_inference_steps: int = 50  # of the paper's teacher
-    text_length: int = 512
+    text_length: int = field(default=512, kw_only=True)
 
 
 _I2V_14B = _denoiser(40, 13824, 40, (36, 16), image_dim=1280, added_kv_proj_dim=5120)

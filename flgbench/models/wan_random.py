@@ -7,19 +7,17 @@ padded to the same length by any.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
 
 from flgbench.data.captions import NEGATIVE_CAPTION
-from flgbench.errors import UsageError
 from flgbench.models.flops import PassFlops, wan_pass_flops
 from flgbench.models.folded_conv import fold_convolutions
+from flgbench.models.random_weights import born, check_clip, counted
 from flgbench.models.tiny import wanx as tiny
 from flgbench.models.tiny import wanx_vae as tiny_vae
 from flgbench.models.wan_presets import CHECKPOINTS, WanCheckpoint
@@ -46,31 +44,6 @@ def architecture(scale: str) -> WanCheckpoint:
     return TINY if scale == "tiny" else CHECKPOINTS[scale]
 
 
-def check_clip(checkpoint: WanCheckpoint, clip: tuple[int, int, int]) -> None:
-    """Raise UsageError unless the autoencoder and the patches divide `clip` (frames, height, width) evenly."""
-    every = checkpoint.vae.get("scale_factor_temporal", 4)
-    frames, *sides = clip
-    if frames < 1 or (frames - 1) % every:
-        raise UsageError(f"--frames {frames}: this autoencoder takes 1 + a multiple of {every}, for example 5 or 81")
-    for option, side, patch in zip(("height", "width"), sides, checkpoint.transformer["patch_size"][1:], strict=True):
-        step = checkpoint.vae.get("scale_factor_spatial", 8) * patch
-        if side < step or side % step:
-            raise UsageError(f"--{option} {side}: this model takes multiples of {step}")
-
-
-@contextmanager
-def _born(device: str, dtype: torch.dtype) -> Iterator[None]:
-    """While open, modules are made on `device` in `dtype`."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.device(device), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            yield
-    finally:
-        torch.set_default_dtype(before)
-
-
 def build(scale: str, clip: tuple[int, int, int], device: str, dtype: torch.dtype) -> WanX:
     """A model of `scale` for clips of (frames, height, width); see `assemble`."""
     return assemble(architecture(scale), clip, device, dtype)
@@ -82,13 +55,15 @@ def assemble(checkpoint: WanCheckpoint, clip: tuple[int, int, int], device: str,
     The denoiser and the text encoder are in `dtype`, the autoencoder and the image encoder in fp32, as Wan runs them.
     Raises UsageError for a clip that the architecture cannot make.
     """
-    check_clip(checkpoint, clip)
-    with _born(device, dtype):
+    space = checkpoint.vae.get("scale_factor_spatial", 8)
+    _, down, across = checkpoint.transformer["patch_size"]
+    check_clip(clip, checkpoint.vae.get("scale_factor_temporal", 4), (space * down, space * across))
+    with born(device, dtype):
         denoiser = cast(WanTransformer3DModel(**checkpoint.transformer), dtype)
         ids = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
         vocabulary = {"vocab_size": len(tiny.build_tokenizer())} | dict(checkpoint.text_encoder)
         text_encoder = UMT5EncoderModel(UMT5Config(**ids, **vocabulary))
-    with _born(device, torch.float32):
+    with born(device, torch.float32):
         vae = AutoencoderKLWan(**checkpoint.vae)
         around: dict[str, Any] = {}
         if checkpoint.image_encoder is not None:
@@ -115,7 +90,6 @@ def pass_flops(model: Any) -> PassFlops:
     return wan_pass_flops(config, model.self_attention, size, model.text_length, images, model.per_token_times)
 
 
-@torch.no_grad()
 def around_flops(model: Any) -> int:
     """FLOPs of a clip outside its denoiser: two captions, first frame, decoding. `model` is on the meta device.
 
@@ -125,11 +99,6 @@ def around_flops(model: Any) -> int:
     every, latent_frames = model.stride[0], model.latent_shape[1]
     channels, _, *plane = model.latent_shape
     meta = torch.device("meta")
-
-    def counted(work: Callable[[], Any]) -> int:
-        with FlopCounterMode(display=False) as counter:
-            work()
-        return counter.get_total_flops()
 
     def encode(n: int) -> int:
         return counted(lambda: model.vae.encode(torch.zeros(1, 3, 1 + every * (n - 1), height, width, device=meta)))

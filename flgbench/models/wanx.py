@@ -18,11 +18,12 @@ from transformers import AutoTokenizer, CLIPImageProcessor, CLIPVisionModel, UMT
 
 from flgbench.models.base import Condition, PassTally, Placement, SelfAttention
 from flgbench.models.denoiser import KEPT_BLOCKS, SELF_ATTENTION, with_given_frame
+from flgbench.models.diffusers_folder import OWN, ClipSettings
 from flgbench.models.folded_conv import SMALL, fold_convolutions
+from flgbench.models.parts import Part, check_room, part, unchanged
 from flgbench.models.wan_attention import kind_of, project, with_kind
-from flgbench.models.wan_checkpoint import OWN, Checkpoint, ClipSettings
-from flgbench.models.wan_encoders import IMAGE_TOKENS, Held, Part, WanEncoders, check_room, part, unchanged
-from flgbench.models.wan_presets import denoiser_size
+from flgbench.models.wan_checkpoint import Checkpoint
+from flgbench.models.wan_encoders import IMAGE_TOKENS, WanEncoders
 
 ON_CPU = Placement()
 
@@ -53,7 +54,7 @@ class WanX(WanEncoders):
     """
 
     lists = {"blocks": "num_layers"}
-    transformer = Held()
+    entrance = "patch_embedding"
 
     def __init__(
         self,
@@ -95,10 +96,10 @@ class WanX(WanEncoders):
             return ready(transformer).to(placement.device)
 
         def fits() -> None:
-            check_room(placement, denoiser_size(found.denoiser).total, folder / "transformer")
+            check_room(placement, found.parameters, folder / "transformer")
 
         small = placement.device == "cpu" and clips.clip[1] * clips.clip[2] <= SMALL
-        seen = "image_encoder" in found.parts
+        seen = found.sees_image
         return cls(
             part(WanTransformer3DModel, folder / "transformer", placement.dtype, to_device, before=fits),
             part(AutoencoderKLWan, folder / "vae", torch.float32, fold_convolutions if small else unchanged),
@@ -134,19 +135,6 @@ class WanX(WanEncoders):
             weights |= load_file(shard)
         denoiser.load_state_dict(weights, assign=True)
         return cast(denoiser, self.dtype)
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device(self.placement.device) if self._unread else self.transformer.patch_embedding.weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.placement.dtype if self._unread else self.transformer.patch_embedding.weight.dtype
-
-    @property
-    def _unread(self) -> bool:
-        held = vars(self)["transformer"]
-        return isinstance(held, Part) and held.loaded is None
 
     def _velocity(self, x: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
         device, dtype = self.device, self.dtype

@@ -8,11 +8,11 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from flgbench.contracts import StageSpec
+from flgbench.contracts import FamilyPreset, StageSpec
 from flgbench.errors import UsageError
 from flgbench.models.base import StudentShape
 from flgbench.settings import Settings
-from methods.parts.importance import Importance, ImportanceSettings, n_redundant
+from methods.parts.importance import Importance, ImportanceSettings, leading
 from methods.parts.recovery import Recovery, RecoverySettings
 
 
@@ -66,9 +66,13 @@ def pruned_start(settings: PrunedStartSettings, budget: float, blocks: int, meth
     )
 
 
-def pruned_shape(keep: float, blocks: int) -> StudentShape:
-    """As many of `blocks` blocks as the share `keep` leaves. The ranking says which; here the last ones go."""
-    return StudentShape.without(blocks, range(blocks - n_redundant(keep, blocks), blocks))
+def pruned_shape(keep: float, preset: FamilyPreset) -> StudentShape:
+    """A teacher's blocks without as many as leave the share `keep` of their parameters.
+
+    The ranking says which go; here those that the preset takes to go first. Of blocks that are alike any will do; where
+    there are several kinds, their number and so the time of a pass depends on it.
+    """
+    return StudentShape.without(preset.blocks, leading(preset.unranked, keep, preset.block_sizes))
 
 
 def dense_or_pruned_start(settings: PrunedStartSettings, budget: float, blocks: int, method: str) -> Start:

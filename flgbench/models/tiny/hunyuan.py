@@ -28,30 +28,13 @@ from flgbench.data import shapes
 from flgbench.data.captions import captions_of
 from flgbench.models.base import Condition
 from flgbench.models.hunyuan import Hunyuan, TextReader
+from flgbench.models.hunyuan_presets import TINY_TRANSFORMER as TRANSFORMER
 from flgbench.models.tiny.muon import Muon
 from flgbench.models.wanx import WanX
 from flgbench.training_log import TrainingLog
 
 SHIFT, CAPTION_DROPOUT = 3.0, 0.1
 GUIDED, GUIDANCE = 0.3, (1.0, 3.0)  # share of the clips with g above 1, and the range of g
-TRANSFORMER = {
-    "in_channels": 16,
-    "out_channels": 16,
-    "num_attention_heads": 3,
-    "attention_head_dim": 32,
-    "num_layers": 4,
-    "num_single_layers": 8,
-    "num_refiner_layers": 1,
-    "mlp_ratio": 4.0,
-    "patch_size": 2,
-    "patch_size_t": 1,
-    "guidance_embeds": True,
-    "text_embed_dim": 64,
-    "pooled_projection_dim": 64,
-    "rope_theta": 256.0,
-    "rope_axes_dim": (8, 12, 12),
-    "image_condition_type": "token_replace",
-}
 BATCH, STEPS, MUON_LR, ADAM_LR, EMA_DECAY, SEED = 24, 1000, 2e-3, 1e-3, 0.99, 0
 DECAY = 0.5  # share of the steps over which the learning rate falls to zero
 CHECKPOINT_EVERY = 50

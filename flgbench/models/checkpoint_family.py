@@ -1,0 +1,74 @@
+"""A family whose tiny weights ship with the package and whose other scales are published checkpoints."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Generic
+
+import torch
+
+from flgbench.contracts import Family
+from flgbench.errors import UsageError
+from flgbench.models.base import Placement
+from flgbench.models.diffusers_folder import ClipSettings, DiffusersFolder, P, locate
+from flgbench.shipped import HASHES
+from flgbench.store import sha256
+
+WEIGHTS = Path(__file__).parent / "weights"
+TINY = "tiny"
+
+
+class CheckpointFamily(Family, Generic[P]):
+    """`checkpoints`: scale -> the published one; `layout`: what a folder of the family must hold."""
+
+    checkpoints: ClassVar[Mapping[str, Any]]
+    layout: ClassVar[type[DiffusersFolder[Any]]]
+
+    @abstractmethod
+    def tiny_folder(self) -> Path:
+        """Where the tiny weights are."""
+
+    @abstractmethod
+    def verify_tiny(self) -> None:
+        """Raise UsageError where the tiny weights are not there or damaged."""
+
+    def folder(self, scale: str) -> Path:
+        if scale == TINY:
+            self.refuse_checkpoint()
+            return self.tiny_folder()
+        return locate(scale, self.checkpoints[scale].repository, self.checkpoint, self.revision)
+
+    def fingerprint(self, scale: str) -> str:
+        if scale == TINY:
+            self.verify_tiny()
+            return sha256(self.folder(scale) / HASHES)
+        return self.checked(scale).fingerprint()
+
+    def refuse_checkpoint(self) -> None:
+        """Raise UsageError where a checkpoint was named for the tiny scale."""
+        if self.checkpoint or self.revision:
+            known = ", ".join(self.checkpoints)
+            raise UsageError(f"--checkpoint and --revision need --scale {known}: the tiny weights ship with the package")
+
+    def facts(self, scale: str) -> P:
+        """As published; where a checkpoint was named, with what its folder says."""
+        published: P = self.checkpoints[scale]
+        return self.layout(self.folder(scale)).facts(published) if self.checkpoint else published
+
+    def checked(self, scale: str) -> DiffusersFolder[P]:
+        """The checkpoint's folder. Raises UsageError for what is missing, cut or of another model."""
+        found = self.layout(self.folder(scale))
+        found.check(None if self.checkpoint else self.checkpoints[scale])
+        return found
+
+    def clips(self, scale: str) -> ClipSettings:
+        """The clips that the checkpoint makes."""
+        facts = self.facts(scale)
+        return ClipSettings(facts.clip, facts.text_length, facts.negative_caption)
+
+
+def real_placement() -> Placement:
+    """Where a checkpoint is unless somebody says: in bf16, on the GPU if there is one."""
+    return Placement("cuda" if torch.cuda.is_available() else "cpu", torch.bfloat16)

@@ -1,0 +1,45 @@
+"""What architectures with random weights share: how they are made, which clips they take, FLOPs counted on 'meta'."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from flgbench.errors import UsageError
+
+
+@contextmanager
+def born(device: str, dtype: torch.dtype) -> Iterator[None]:
+    """While open, modules are made on `device` in `dtype`."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def check_clip(clip: tuple[int, int, int], every: int, steps: tuple[int, int], example: int = 81) -> None:
+    """Raise UsageError unless autoencoder and patches divide `clip` (frames, height, width) evenly.
+
+    Frames have to be 1 + a multiple of `every`, height and width multiples of `steps`.
+    """
+    frames, *sides = clip
+    if frames < 1 or (frames - 1) % every:
+        raise UsageError(f"--frames {frames}: this autoencoder takes 1 + a multiple of {every}, for example 5 or {example}")
+    for option, side, step in zip(("height", "width"), sides, steps, strict=True):
+        if side < step or side % step:
+            raise UsageError(f"--{option} {side}: this model takes multiples of {step}")
+
+
+def counted(work: Callable[[], Any]) -> int:
+    """FLOPs of `work`, which may be on the meta device."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        work()
+    return counter.get_total_flops()
