@@ -30,8 +30,6 @@ class Denoiser(VideoModel):
     lists: ClassVar[dict[str, str]]
 
     tokenizer: Any
-    text_length: int  # caption tokens that are read
-    n_teacher_blocks: int
     _kept: tuple[int, ...]
 
     @property

@@ -25,7 +25,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import diffusers
 import torch
@@ -40,13 +40,17 @@ from transformers import (
 )
 
 from flgbench.errors import UsageError
-from flgbench.models.base import Condition, PassTally, Placement, SelfAttention
+from flgbench.models.base import Condition, PassTally, Placement, SelfAttention, StockCall
 from flgbench.models.denoiser import KEPT_BLOCKS, SELF_ATTENTION, Denoiser, with_given_frame
 from flgbench.models.hunyuan_attention import kind_of, project_video, set_kind
 from flgbench.models.hunyuan_vae import decode_whole, encode_whole, fold_convolutions
 
+if TYPE_CHECKING:
+    from flgbench.sampling import SamplerSettings
+
 TEMPLATE_TAIL = 4  # tokens behind the caption that the stock pipeline cuts out again
 IMAGE_INTERLEAVE = 4  # of the image's tokens every fourth is read: the stock pipeline's choice for `token_replace`
+START = 0.999  # share of noise that the stock pipeline starts from
 ON_CPU = Placement()
 
 
@@ -237,6 +241,33 @@ class Hunyuan(Denoiser):
         return HunyuanVideoImageToVideoPipeline(
             transformer=self.transformer, vae=self.vae, scheduler=scheduler, **self.reader.parts
         )
+
+    def stock_call(self, sampler: SamplerSettings) -> StockCall:
+        if sampler.guidance_scale != 1:
+            raise UsageError(
+                "a sampler with CFG cannot be exported: the stock pipeline reads more of the image beside a negative prompt "
+                "than beside a prompt; `flgbench sample` can use it"
+            )
+        frames, height, width = self.clip_shape
+        arguments = {
+            "height": height,
+            "width": width,
+            "num_frames": frames,
+            "num_inference_steps": sampler.num_inference_steps,
+            "guidance_scale": sampler.embedded_guidance or 1.0,
+            "prompt_template": self.reader.template,
+            "max_sequence_length": self.text_length + TEMPLATE_TAIL,
+        }
+        # Longer clips than 16 frames are decoded in blended pieces otherwise.
+        return StockCall(arguments, ("pipe.vae.use_framewise_decoding = False",), even_times=True)
+
+    def stock_noise(self, draw: int, condition: Condition, generator: torch.Generator) -> torch.Tensor:
+        """A thousandth of the image is mixed into the start, and later no noise is drawn for the given frame."""
+        channels, frames, height, width = self.latent_shape
+        if draw == 0:
+            return START * super().stock_noise(0, condition, generator) + (1 - START) * condition.image.cpu()
+        later = torch.randn(1, channels, frames - 1, height, width, generator=generator)
+        return torch.cat([torch.zeros(1, channels, 1, height, width), later], dim=2)
 
     @torch.no_grad()
     def encode_video(self, video: torch.Tensor) -> torch.Tensor:
