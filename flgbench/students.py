@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from flgbench.errors import UsageError
 from flgbench.registry import did_you_mean
-from flgbench.status import find_run, step_lines
+from flgbench.status import find_single, step_lines
 from flgbench.store import Store
 
 if TYPE_CHECKING:
@@ -57,10 +57,10 @@ def find_student(name: str, out: Path) -> StudentRecord:
     there: still to be trained, failed, or damaged.
     """
     if (Path(name) / "plan.json").exists():
-        cells = json.loads((Path(name) / "plan.json").read_text())["cells"]
+        cells = json.loads((find_single(out, name) / "plan.json").read_text())["cells"]
         raise UsageError(f"--student {name} is a whole run: name a cell too, {name}/CELL. Cells: {', '.join(cells)}")
     run, _, cell = name.rstrip("/").rpartition("/")
-    folder = find_run(out, None if run in ("", LATEST) else run)
+    folder = find_single(out, None if run in ("", LATEST) else run)
     record = json.loads((folder / "plan.json").read_text())
     if cell not in record["cells"]:
         hint = did_you_mean(cell, record["cells"])
