@@ -12,6 +12,7 @@ import typer
 from flgbench import encode_verb, latency_verb, report_verb, student_verbs, sweep_verbs, tune_verb, upkeep
 from flgbench.errors import UsageError
 from flgbench.launch import launch
+from flgbench.models import DEFAULT_FAMILY
 from flgbench.options import (
     AsJson,
     Baselines,
@@ -39,6 +40,7 @@ from flgbench.options import (
     Where,
     run_settings,
 )
+from flgbench.several import each_family
 from flgbench.status import as_text, find_run, step_lines, watched
 from flgbench.vbench.verbs import app as vbench_app
 
@@ -57,12 +59,13 @@ app = typer.Typer(
     "flgbench run --methods fastlightgen --set fastlightgen.match.beta2=0 --out /tmp/beta  |  "
     "flgbench run --methods fastlightgen --scale 14b --checkpoint /data/Wan2.1-I2V-14B-480P-Diffusers  |  "
     "flgbench run --methods dmd2 --scale 14b --recipe dmd2-self-forcing-plus --set training.batch=32  |  "
-    "flgbench run --methods dmd2 --external students.toml  |  flgbench run --data encoded --suite vbench-i2v"
+    "flgbench run --methods dmd2 --external students.toml  |  flgbench run --data encoded --suite vbench-i2v  |  "
+    "flgbench run --model wanx,hunyuan --set hunyuan:dmd2.lr=5e-5"
 )
 def run(
     methods: Methods = "all",
     baselines: Baselines = "all",
-    model: Model = "wanx",
+    model: Model = DEFAULT_FAMILY,
     scale: Scale = "tiny",
     checkpoint: Checkpoint = None,
     revision: Revision = None,
@@ -89,25 +92,29 @@ def run(
     ] = "own",
 ) -> None:
     """Train every method from one teacher, measure quality and latency, write the report. Continues what was stopped."""
-    settings = run_settings(
-        methods,
-        baselines,
-        model,
-        scale,
-        assignments,
-        recipe=recipe,
-        checkpoint=checkpoint,
-        revision=revision,
-        external=external,
-        budget=budget,
-        conditions=conditions,
-        pairs=pairs,
-        seed=seed,
-        seeds=seeds,
-        data=data,
-        suite=suite,
-        teacher_guidance=teacher_guidance,
-    )
+    of_one = {"checkpoint": checkpoint, "revision": revision, "external": external, "data": data}
+    settings = [
+        run_settings(
+            methods,
+            baselines,
+            one.model,
+            one.scale,
+            one.assignments,
+            recipe=recipe,
+            checkpoint=checkpoint,
+            revision=revision,
+            external=external,
+            budget=budget,
+            conditions=conditions,
+            pairs=pairs,
+            seed=seed,
+            seeds=seeds,
+            data=data,
+            suite=suite,
+            teacher_guidance=teacher_guidance,
+        )
+        for one in each_family(model, scale, assignments or [], of_one)
+    ]
     launch(settings, out, executor, profile, max_jobs, wait, slots, dry_run, as_json)
 
 
@@ -118,7 +125,7 @@ def run(
 def plan(
     methods: Methods = "all",
     baselines: Baselines = "all",
-    model: Model = "wanx",
+    model: Model = DEFAULT_FAMILY,
     scale: Scale = "tiny",
     checkpoint: Checkpoint = None,
     revision: Revision = None,

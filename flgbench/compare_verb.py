@@ -10,7 +10,7 @@ import typer
 
 from flgbench.errors import UsageError
 from flgbench.options import AsJson
-from flgbench.status import find_run
+from flgbench.status import find_single
 
 if TYPE_CHECKING:
     from reports.data import RunData
@@ -27,7 +27,7 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """B − A of every cell in two runs, with intervals. Refuses what is not comparable, and says which field differs."""
-    folders = [find_run(runs, name) for name in (run_a, run_b)]
+    folders = [find_single(runs, name) for name in (run_a, run_b)]
     if out is not None:
         from flgbench.runs import check_writable
 

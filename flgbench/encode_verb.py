@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from flgbench.errors import UsageError
+from flgbench.models import DEFAULT_FAMILY
 from flgbench.options import AsJson, Checkpoint, Model, Revision, Scale
 
 PLAIN_EVERY = 15.0  # seconds between lines in a log
@@ -22,7 +23,7 @@ def encode(
     clips: Annotated[Path, typer.Argument(metavar="CLIPS_DIR", help="Folder of videos; folders in it are searched too.")],
     captions: Annotated[Path, typer.Option(help="CSV with columns file_name and caption, or JSONL with these keys.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; where it is half done, it goes on.")],
-    model: Model = "wanx",
+    model: Model = DEFAULT_FAMILY,
     scale: Scale = "tiny",
     checkpoint: Checkpoint = None,
     revision: Revision = None,

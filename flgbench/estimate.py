@@ -84,11 +84,13 @@ class Estimate:
         return {key: asdict(cost) | {"gpu_hours": cost.gpu_hours} for key, cost in self.of_steps.items()}
 
 
-def check_disk(settings: RunSettings, plan: Plan, keys: Iterable[str], out: Path, profile: Any = None) -> None:
-    """Raise UsageError where the steps `keys` of a real scale do not fit the disk of the existing folder `out`."""
-    if settings.scale == TINY:
-        return
-    needed, free = Estimate.of(settings, plan, profile).disk(keys), shutil.disk_usage(out).free
+def check_disk(runs: Sequence[tuple[RunSettings, Plan]], keys: Sequence[str], out: Path, profile: Any = None) -> None:
+    """Raise UsageError where the steps `keys` of the real scales among `runs` do not fit the disk of the folder `out`."""
+    needed = 0.0
+    for settings, plan in runs:
+        if settings.scale != TINY:
+            needed += Estimate.of(settings, plan, profile).disk([key for key in keys if key in plan.steps])
+    free = shutil.disk_usage(out).free
     if needed > free:
         raise UsageError(
             f"--out {out}: {_size(free)} are free and this run takes up to {_size(needed)} (`flgbench plan` tells of what): "

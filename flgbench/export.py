@@ -32,8 +32,8 @@ def check_exportable(record: StudentRecord, folder: Path) -> None:
 def export(record: StudentRecord, folder: Path) -> None:
     """Write the new `folder`, whole or not at all.
 
-    Raises UsageError for a student whose network or times no stock class has, and for a folder that exists or cannot be
-    made.
+    Raises UsageError for a student whose network, times or guidance no stock class has, and for a folder that exists or
+    cannot be made.
     """
     check_exportable(record, folder)
     try:
@@ -43,21 +43,18 @@ def export(record: StudentRecord, folder: Path) -> None:
         raise UsageError(f"{folder}: cannot be made ({error.strerror}): choose another folder") from None
     try:
         from flgbench.models.stock import save_pipeline, scheduler_for, tidy_folder
-        from flgbench.models.wanx import WanX
         from flgbench.students import load
         from reports.model_card import model_card
 
         student = load(record)
-        if not isinstance(student.model, WanX):
-            raise UsageError(
-                f"family {record.model}: no export yet, its model card is missing; `flgbench sample` can use it"
-            )
-        save_pipeline(student.model, scheduler_for(student.sampler), work)
+        call = student.model.stock_call(student.sampler)
+        save_pipeline(student.model, scheduler_for(student.sampler, call.even_times), work)
         tidy_folder(work)
         facts = {
             "clip_shape": list(student.clip),
             "text_length": student.model.text_length,
             "negative_caption": student.model.negative_caption,
+            "call": dict(call.arguments),
             "fps": student.fps,
             "kept_blocks": list(student.model.kept_blocks),
             "sampler": dict(record.sampler),

@@ -16,6 +16,7 @@ from pydantic import Field
 from flgbench import devices, environment
 from flgbench.contracts import Baseline, Family, FamilyPreset, Method
 from flgbench.errors import UsageError
+from flgbench.models import DEFAULT_FAMILY
 from flgbench.models.base import Placement, StudentShape, VideoModel
 from flgbench.registry import did_you_mean, registry
 from flgbench.sampling import SamplerSettings
@@ -33,7 +34,7 @@ WARM_PASSES = 4  # of a network, about, before it is timed
 class LatencySettings(Settings):
     """Everything that decides what is timed."""
 
-    model: str = "wanx"
+    model: str = DEFAULT_FAMILY
     scale: str = "tiny"
     weights: Literal["random", "teacher"] = "teacher"
     checkpoint: str | None = None

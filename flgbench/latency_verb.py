@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from flgbench.errors import UsageError
+from flgbench.models import DEFAULT_FAMILY
 from flgbench.options import AsJson, Checkpoint, Model, Revision, Scale
 
 
@@ -44,7 +45,7 @@ DEFAULT = "euler,all"
 
 def latency(
     methods: Annotated[str, typer.Option("--methods", help="Methods, baselines or 'all', separated by commas.")] = DEFAULT,
-    model: Model = "wanx",
+    model: Model = DEFAULT_FAMILY,
     scale: Scale = "tiny",
     weights: Annotated[Weights | None, typer.Option(help="Default: random; at tiny and of a --checkpoint its own.")] = None,
     checkpoint: Checkpoint = None,

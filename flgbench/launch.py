@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import typer
 
 from flgbench.errors import UsageError
 from flgbench.options import Executor, resource_profile
 from flgbench.printing import show_cost, show_plan, show_submitted, show_summary
+
+if TYPE_CHECKING:
+    from flgbench.run_settings import RunSettings
 
 
 def _check_executor(executor: Executor, slots: int | None, wait: bool) -> None:
@@ -24,7 +28,7 @@ def _check_executor(executor: Executor, slots: int | None, wait: bool) -> None:
 
 
 def launch(
-    settings: Any,
+    settings: Sequence[RunSettings],
     out: Path,
     executor: Executor,
     profile: str | None = None,
@@ -34,13 +38,13 @@ def launch(
     dry_run: bool = False,
     as_json: bool = False,
 ) -> None:
-    """Everything of `settings` that is not cached, then the report; a sweep says first what it costs.
+    """Everything of `settings`, one a family, that is not cached, then the report; a sweep says first what it costs.
 
     Exit code 1 when a step failed. Raises UsageError for options that the executor does not have.
     """
     _check_executor(executor, slots, wait)
     resources = resource_profile(executor, profile, max_jobs)
-    if settings.variants and not as_json:
+    if any(each.variants for each in settings) and not as_json:
         show_cost(settings, out, weights_needed=not dry_run)
     if dry_run:
         show_plan(settings, out, as_json, resources, max_jobs)

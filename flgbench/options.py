@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from enum import StrEnum
 from itertools import chain
 from pathlib import Path
@@ -32,14 +33,15 @@ class Executor(StrEnum):
 Out = Annotated[Path, typer.Option("--out", help="Folder for artifacts and runs.")]
 Methods = Annotated[str, typer.Option("--methods", help="Names, 'all', 'controls' or 'none', separated by commas.")]
 Baselines = Annotated[str, typer.Option("--baselines", help="Names, 'all' or 'none', separated by commas.")]
-Model = Annotated[str, typer.Option("--model", help="Model family.")]
+Model = Annotated[str, typer.Option("--model", help="Model family; runs take several, separated by commas.")]
 Scale = Annotated[str, typer.Option("--scale", help="Size of the family: 'tiny' runs on a laptop; 5b, 14b, 14b-720p.")]
 Checkpoint = Annotated[
     str | None, typer.Option("--checkpoint", help="Folder in diffusers layout, or a hub id in the local cache.")
 ]
 Revision = Annotated[str | None, typer.Option("--revision", help="Commit, branch or tag of a hub id.")]
 Set = Annotated[
-    list[str] | None, typer.Option("--set", help="NAME.SETTING=VALUE of a method, a baseline or training; repeatable.")
+    list[str] | None,
+    typer.Option("--set", help="NAME.SETTING=VALUE of a method, a baseline or training; FAMILY:NAME.… of one family."),
 ]
 RecipeName = Annotated[
     str | None, typer.Option("--recipe", help="Published settings, see `flgbench list recipes`; --set goes over them.")
@@ -87,7 +89,9 @@ def _with_recipe(name: str, scale: str, methods: tuple[str, ...], given: dict[st
     return settings
 
 
-def run_settings(methods: str, baselines: str, model: str, scale: str, assignments: list[str] | None, **options: Any) -> Any:
+def run_settings(
+    methods: str, baselines: str, model: str, scale: str, assignments: Sequence[str] | None, **options: Any
+) -> Any:
     """The checked `RunSettings`; an option that is None keeps its default. Raises UsageError."""
     from flgbench.settings import build_settings, parse_assignments
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,6 +36,19 @@ class Plan:
 
     def children(self, key: str) -> list[str]:
         return [k for k, s in self.steps.items() if key in s.inputs.values()]
+
+    def titles(self) -> dict[str, str]:
+        """Step -> kind and name, and its family where there are several."""
+        several = len({s.settings.get("model") for s in self.steps.values()}) > 1
+        told = {k: (s.kind, str(s.settings.get("model", "")) if several else "", s.name) for k, s in self.steps.items()}
+        return {key: " ".join(filter(None, parts)) for key, parts in told.items()}
+
+
+def joined(plans: Sequence[Plan]) -> Plan:
+    """The plans of several runs as one: a step that several have is there once, and all are in one queue."""
+    steps = {key: step for each in plans for key, step in each.steps.items()}
+    skipped = tuple(s for each in plans for s in each.skipped)
+    return Plan(steps, [c for each in plans for c in each.cells], skipped)
 
 
 def plan(run: RunSettings, hardware: Mapping[str, Any], weights_needed: bool = True) -> Plan:

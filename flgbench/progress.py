@@ -21,7 +21,7 @@ class Progress:
     """Context manager; `update(status)` may be called as often as one likes."""
 
     def __init__(self, plan: Plan, store: Store) -> None:
-        self.plan, self.store = plan, store
+        self.plan, self.store, self.titles = plan, store, plan.titles()
         self.seen: dict[str, str] = {}
         self.said: dict[str, float] = {}
         self.began: dict[str, float] = {}
@@ -52,24 +52,20 @@ class Progress:
         if self.terminal:
             self.bars.update(self.overall, completed=over)
 
-    def _title(self, key: str) -> str:
-        step = self.plan.steps[key]
-        return f"{step.kind} {step.name}"
-
     def _changed(self, key: str, now: Status, before: str | None, over: int) -> None:
         if now.state == RUNNING:
             self.began[key] = self.said[key] = time.monotonic()
             if self.terminal:
-                self.tasks[key] = self.bars.add_task(self._title(key), total=100, note="")
+                self.tasks[key] = self.bars.add_task(self.titles[key], total=100, note="")
         elif key in self.tasks:
             self.bars.remove_task(self.tasks.pop(key))
         if now.state == FAILED:
-            self._line(f"FAILED   {self._title(key)}: {now.reason}")
+            self._line(f"FAILED   {self.titles[key]}: {now.reason}")
         elif not self.terminal and now.state not in (WAITING, CACHED):
             # A short job of a cluster may be over before it was seen to run.
             timed = now.state == "done" and key in self.began
             took = f" in {time.monotonic() - self.began[key]:.1f} s" if timed else ""
-            self._line(f"{now.state:8} {self._title(key)}{took}  [{over}/{len(self.plan.steps)}]")
+            self._line(f"{now.state:8} {self.titles[key]}{took}  [{over}/{len(self.plan.steps)}]")
 
     def _running(self, key: str) -> None:
         if not self.terminal and time.monotonic() - self.said[key] < PLAIN_EVERY:
@@ -84,7 +80,7 @@ class Progress:
         if self.terminal:
             self.bars.update(self.tasks[key], completed=round(100 * fraction), note=loss + left)
         else:
-            self._line(f"running  {self._title(key)} {100 * fraction:.0f} % {loss}{left}")
+            self._line(f"running  {self.titles[key]} {100 * fraction:.0f} % {loss}{left}")
 
     def _line(self, text: str) -> None:
         if self.terminal:

@@ -10,7 +10,7 @@ import typer
 from flgbench.errors import UsageError
 from flgbench.options import Out
 from flgbench.printing import show_summary
-from flgbench.status import find_run, unfinished
+from flgbench.status import find_run, runs_of, unfinished
 
 
 def report(
@@ -27,10 +27,12 @@ def report(
     What is there already and was made from the same results stays. Several runs: those that differ only by the seed are
     trainings of the same methods; those that may not be compared stand in sections, which say what differs.
     """
-    folders = list(dict.fromkeys(find_run(out, name).resolve() for name in names)) if names else [find_run(out, None)]
+    named = list(dict.fromkeys(find_run(out, name).resolve() for name in names)) if names else [find_run(out, None)]
+    folders = list(dict.fromkeys(run for folder in named for run in runs_of(folder)))
     if merged is not None and len(folders) < 2:
         raise UsageError("-o is for a report of several runs: name at least two, for example `flgbench report A B -o DIR`")
-    target = merged or out / "merged"
+    own = named[0] / "report" if len(named) == 1 and len(folders) > 1 else None  # of one command for several families
+    target = merged or own or out / "merged"
     if len(folders) > 1:
         from flgbench.runs import check_writable
 
@@ -39,21 +41,15 @@ def report(
         check_writable(target)
     for folder in folders:
         _gather(folder)
+    from flgbench.runs import build_merged, build_report
     from reports.data import RunFolderError
 
     try:
-        if len(folders) > 1:
-            from reports.merged import build
-
-            page = build(folders, target)
-        else:
-            from flgbench.runs import build_report
-
-            page = build_report(folders[0])
+        page = build_merged(folders, target) if len(folders) > 1 else build_report(folders[0])
     except RunFolderError as error:
         raise UsageError(str(error)) from None
-    if len(folders) == 1:
-        show_summary(folders[0])
+    if len(named) == 1 and merged is None:
+        show_summary(named[0])
     print(f"report: {page}")
 
 

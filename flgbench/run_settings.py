@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from flgbench.external import Found
+from flgbench.models import DEFAULT_FAMILY
 from flgbench.settings import Settings
 from flgbench.sweeps import Variant
 
@@ -19,7 +20,7 @@ class RunSettings(Settings):
 
     later: ClassVar[frozenset[str]] = frozenset({"training", "recipe"})
 
-    model: str = "wanx"
+    model: str = DEFAULT_FAMILY
     scale: str = "tiny"
     checkpoint: str | None = Field(None, description="folder in diffusers layout or hub id; none: the scale's own")
     revision: str | None = Field(None, description="of a hub id: a commit, branch or tag")

@@ -1,4 +1,8 @@
-"""One run from settings to report: plan, check, execute with progress, collect, write the report."""
+"""Runs from settings to report: plan, check, execute with progress, collect, write the report.
+
+A command runs one family or several. Several have a run each, whose folders are those of the same runs alone, and all
+their steps are one queue; a folder beside them names them and holds the report of them all.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,8 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +20,7 @@ from flgbench import environment
 from flgbench.collect import collect
 from flgbench.errors import UsageError
 from flgbench.estimate import check_disk
-from flgbench.plan import Plan, plan
+from flgbench.plan import Plan, joined, plan
 from flgbench.progress import Progress
 from flgbench.run_settings import RunSettings
 from flgbench.runner import BLOCKED, CACHED, FAILED, RUNNING, WAITING, Status, initial_status, run_inline, run_local
@@ -56,34 +61,96 @@ def prepare(
     return steps, store
 
 
-def execute(settings: RunSettings, out: Path, executor: str, slots: int, command: str) -> tuple[Path, dict[str, Status]]:
-    """Run everything that is not cached; returns the run folder and the final status of every step.
+@dataclass(frozen=True)
+class Prepared:
+    """One family's run of a command, checked, and the folder of its results."""
 
-    The run folder is written even when steps failed; of a run that goes on or was interrupted, `gather` writes it.
+    settings: RunSettings
+    plan: Plan
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Command:
+    """The runs of one command: a run for each family, all their steps as one plan, and the folder of their report."""
+
+    runs: list[Prepared]
+    plan: Plan
+    store: Store
+    folder: Path
+
+    @property
+    def owners(self) -> dict[str, str]:
+        """Step -> name of its run."""
+        return {key: run.folder.name for run in self.runs for key in run.plan.steps}
+
+    def write(self) -> None:
+        """Write the plans, with which `status` begins. The folder of them all comes last: it is the latest run."""
+        for run in self.runs:
+            run.folder.mkdir(parents=True, exist_ok=True)
+            write_json(run.folder / "plan.json", plan_record(run.plan, run.settings))
+        if len(self.runs) > 1:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            told = {"runs": [run.folder.name for run in self.runs], "steps": _step_records(self.plan)}
+            write_json(self.folder / "plan.json", told)
+
+    def collect(self, status: Mapping[str, Status], command: str, started: float) -> None:
+        """Write the results of every run; of a run in which nothing is new they stay."""
+        for run in self.runs:
+            own = {key: status[key] for key in run.plan.steps}
+            nothing_new = all(s.state == CACHED for s in own.values())
+            collected = all((run.folder / name).exists() for name in ("cells.json", "steps.json"))
+            if not (nothing_new and collected and not unfinished(run.folder)):
+                facts = run_facts(run.folder.name, command, started)
+                collect(run.plan, self.store, run.settings, own, run.folder, facts)
+
+    def report(self) -> Path:
+        """Write the report, of several runs as `flgbench report A B` does; returns its page."""
+        if len(self.runs) == 1:
+            return build_report(self.folder)
+        return build_merged([run.folder for run in self.runs], self.folder / "report")
+
+
+def checked(
+    settings: Sequence[RunSettings], out: Path, hardware: Mapping[str, Any] | None = None, weights_needed: bool = True
+) -> Command:
+    """The checked runs of `settings`, one a family; raises UsageError as `prepare` does, for any of them."""
+    prepared = [prepare(each, out, hardware, weights_needed) for each in settings]
+    folders = [out / "runs" / run_name(each) for each in settings]
+    found = [Prepared(s, made, f) for s, (made, _), f in zip(settings, prepared, folders, strict=True)]
+    if len(found) == 1:
+        return Command(found, found[0].plan, prepared[0][1], folders[0])
+    scales = "+".join(dict.fromkeys(s.scale for s in settings))
+    name = f"{'+'.join(s.model for s in settings)}-{scales}-{digest([f.name for f in folders])}"
+    return Command(found, joined([p for p, _ in prepared]), prepared[0][1], out / "runs" / name)
+
+
+def execute(
+    settings: Sequence[RunSettings], out: Path, executor: str, slots: int, words: str
+) -> tuple[Path, dict[str, Status]]:
+    """Run everything of `settings`, one a family, that is not cached: the folder of the report, the status of every step.
+
+    `words` are the command as it was given. Run folders are written even when steps failed; of a run that goes on or was
+    interrupted, `gather` writes them.
     """
-    steps, store = prepare(settings, out)
+    work = checked(settings, out)
     check_writable(out)
     started = time.time()
-    status = initial_status(steps, store)
-    check_disk(settings, steps, [key for key, s in status.items() if s.state != CACHED], out)
-    folder = out / "runs" / run_name(settings)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "plan.json", plan_record(steps, settings))
+    status = initial_status(work.plan, work.store)
+    check_disk([(run.settings, run.plan) for run in work.runs], [k for k, s in status.items() if s.state != CACHED], out)
+    work.write()
     try:
-        with Progress(steps, store) as progress:
+        with Progress(work.plan, work.store) as progress:
             if executor == "inline":
-                status = run_inline(steps, store, progress.update)
+                status = run_inline(work.plan, work.store, progress.update)
             else:
-                status = run_local(steps, store, slots, environment.cores(), progress.update)
+                status = run_local(work.plan, work.store, slots, environment.cores(), progress.update)
     except KeyboardInterrupt:
         print("\ninterrupted: the same command continues where this stopped", file=sys.stderr)
         raise
-    nothing_new = all(s.state == CACHED for s in status.values())
-    collected = all((folder / name).exists() for name in ("cells.json", "steps.json")) and not unfinished(folder)
-    if not (nothing_new and collected):
-        collect(steps, store, settings, status, folder, run_facts(folder.name, command, started))
-    build_report(folder)
-    return folder, status
+    work.collect(status, words, started)
+    work.report()
+    return work.folder, status
 
 
 def gather(folder: Path) -> None:
@@ -124,11 +191,24 @@ def build_report(folder: Path) -> Path:
     return build_all(folder)
 
 
+def build_merged(folders: Sequence[Path], target: Path) -> Path:
+    """Write one report of several runs into `target`; returns its page."""
+    from reports.merged import build
+
+    return build(folders, target)
+
+
+def _step_records(steps: Plan) -> list[dict[str, Any]]:
+    titles = steps.titles()
+    told = ((key, {"kind": s.kind, "name": s.name, "inputs": dict(s.inputs)}) for key, s in steps.steps.items())
+    return [{"key": key, "title": titles[key]} | record for key, record in told]
+
+
 def plan_record(steps: Plan, settings: RunSettings) -> dict:
     """The plan as JSON: what `status` reads, without importing torch."""
     return {
         "settings": settings.model_dump(mode="json"),
-        "steps": [{"key": key, "kind": s.kind, "name": s.name, "inputs": dict(s.inputs)} for key, s in steps.steps.items()],
+        "steps": _step_records(steps),
         "cells": {c.name: c.sample for c in steps.cells if not c.skipped},  # with the step that makes its clips
     }
 

@@ -26,6 +26,20 @@ def find_run(out: Path, name: str | None) -> Path:
     return runs[-1]
 
 
+def runs_of(folder: Path) -> list[Path]:
+    """The runs of a command for several families, whose folders lie beside it; of a single run itself."""
+    names = json.loads((folder / "plan.json").read_text()).get("runs")
+    return [folder.parent / name for name in names] if names else [folder]
+
+
+def find_single(out: Path, name: str | None) -> Path:
+    """As `find_run`, for what a single run has. Raises UsageError for one of several families, and names theirs."""
+    folder = find_run(out, name)
+    if len(runs := runs_of(folder)) > 1:
+        raise UsageError(f"{folder.name} is of several families: name one of its runs: {', '.join(r.name for r in runs)}")
+    return folder
+
+
 def step_lines(folder: Path) -> list[dict[str, Any]]:
     """One entry a step of the run in `folder`: step, state, attempts, and what its last event tells."""
     store = Store(folder.parent.parent / "store")
@@ -48,7 +62,8 @@ def step_lines(folder: Path) -> list[dict[str, Any]]:
             bad.add(step["key"])
         attempts = sum(e["event"] == "started" for e in events)
         details = {k: v for k, v in last.items() if k in ("fraction", "loss", "reason", "seconds")}
-        line = {"step": f"{step['kind']} {step['name']}", "state": state, "attempts": attempts} | details
+        title = step.get("title") or f"{step['kind']} {step['name']}"
+        line = {"step": title, "state": state, "attempts": attempts} | details
         lines.append(line | scheduled.get(step["key"], {}))
     return lines
 

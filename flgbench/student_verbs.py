@@ -65,7 +65,7 @@ def export(
     folder: Annotated[Path, typer.Argument(help="New folder.")],
     out: Out = Path("flgbench-out"),
 ) -> None:
-    """Write a student as a diffusers folder with a model card; the stock Wan pipeline loads it."""
+    """Write a student as a diffusers folder with a model card; the family's stock pipeline loads it."""
     from flgbench.export import check_exportable
     from flgbench.export import export as write
     from flgbench.students import find_student

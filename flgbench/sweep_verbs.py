@@ -11,6 +11,7 @@ import typer
 from flgbench import sweeps
 from flgbench.errors import UsageError
 from flgbench.launch import launch
+from flgbench.models import DEFAULT_FAMILY
 from flgbench.options import (
     AsJson,
     Baselines,
@@ -35,6 +36,7 @@ from flgbench.options import (
     Where,
     run_settings,
 )
+from flgbench.several import Chosen, each_family
 
 BESIDE = "euler,euler-4,euler-4-no-cfg,real,frozen_image"  # what a sweep is read against
 
@@ -42,7 +44,7 @@ BESIDE = "euler,euler-4,euler-4-no-cfg,real,frozen_image"  # what a sweep is rea
 def ablate(
     name: Annotated[str | None, typer.Argument(help="An ablation, see `flgbench list ablations`; or --set.")] = None,
     values: Annotated[str | None, typer.Option(help="Other values of the ablation's axis, separated by commas.")] = None,
-    model: Model = "wanx",
+    model: Model = DEFAULT_FAMILY,
     scale: Scale = "tiny",
     checkpoint: Checkpoint = None,
     revision: Revision = None,
@@ -65,27 +67,29 @@ def ablate(
     as_json: AsJson = False,
 ) -> None:
     """One setting at several values: trained, measured and drawn beside the method's default and the teacher."""
-    listed, plain = sweeps.of_assignments(assignments or [])
-    if (name is None) == (not listed):
-        known = "an ablation (see `flgbench list ablations`) or one --set METHOD.SETTING=A,B,C"
-        raise UsageError(f"ablate takes {known}{', not both' if name else ''}")
     teacher = {"checkpoint": checkpoint, "revision": revision}
-    chosen = _named([name], model, scale, teacher) if name else listed
-    if values is not None:
-        if not name:
-            raise UsageError("--values goes with a named ablation: give the values in --set")
-        chosen = [chosen[0].with_values(sweeps.values_of(values))]
     options: dict[str, Any] = {"recipe": recipe, "budget": budget, "conditions": conditions, "pairs": pairs, "seed": seed}
     options |= teacher | {"data": data, "suite": suite}
-    variants = tuple(variant for ablation in chosen for variant in ablation.variants())
-    settings = run_settings(chosen[0].method, BESIDE, model, scale, plain, variants=variants, **options)
+    settings = []
+    for one in each_family(model, scale, assignments or [], teacher | {"data": data}):
+        listed, plain = sweeps.of_assignments(one.assignments)
+        if (name is None) == (not listed):
+            known = "an ablation (see `flgbench list ablations`) or one --set METHOD.SETTING=A,B,C"
+            raise UsageError(f"ablate takes {known}{', not both' if name else ''}")
+        chosen = _named([name], one, teacher) if name else listed
+        if values is not None:
+            if not name:
+                raise UsageError("--values goes with a named ablation: give the values in --set")
+            chosen = [chosen[0].with_values(sweeps.values_of(values))]
+        variants = tuple(variant for ablation in chosen for variant in ablation.variants())
+        settings.append(run_settings(chosen[0].method, BESIDE, one.model, one.scale, plain, variants=variants, **options))
     launch(settings, out, executor, profile, max_jobs, slots=slots, dry_run=dry_run, as_json=as_json)
 
 
 def paper(
     methods: Methods = "all",
     baselines: Baselines = "all",
-    model: Model = "wanx",
+    model: Model = DEFAULT_FAMILY,
     scale: Scale = "tiny",
     checkpoint: Checkpoint = None,
     revision: Revision = None,
@@ -110,22 +114,25 @@ def paper(
     from flgbench.registry import registry
 
     teacher = {"checkpoint": checkpoint, "revision": revision}
-    chosen = _named(registry("ablations").names(), model, scale, teacher)
     options: dict[str, Any] = {"recipe": recipe, "budget": budget, "conditions": conditions, "pairs": pairs, "seed": seed}
     options |= teacher | {"seeds": seeds, "data": data, "suite": suite}
-    variants = tuple(variant for ablation in chosen for variant in ablation.variants())
-    settings = run_settings(methods, baselines, model, scale, assignments, variants=variants, **options)
+    settings = []
+    for one in each_family(model, scale, assignments or [], teacher | {"data": data}):
+        chosen = _named(registry("ablations").names(), one, teacher)
+        variants = tuple(variant for ablation in chosen for variant in ablation.variants())
+        settings.append(
+            run_settings(methods, baselines, one.model, one.scale, one.assignments, variants=variants, **options)
+        )
     launch(settings, out, executor, profile, max_jobs, slots=slots, dry_run=dry_run, as_json=as_json)
 
 
-def _named(names: Sequence[str], model: str, scale: str, teacher: dict[str, str | None]) -> list[sweeps.Ablation]:
+def _named(names: Sequence[str], one: Chosen, teacher: dict[str, str | None]) -> list[sweeps.Ablation]:
     """Registered ablations, for the family's preset at a scale. Raises UsageError with suggestions for an unknown one."""
     from flgbench.registry import family_of, registry
 
     for name in names:
         registry("ablations").check(name)
-    registry("families").check(model)
-    preset = family_of({"model": model, **teacher}).preset(scale)
+    preset = family_of({"model": one.model, **teacher}).preset(one.scale)
     return [registry("ablations").get(name)(preset) for name in names]
 
 
@@ -133,5 +140,5 @@ EXAMPLES: dict[Callable[..., None], str] = {
     ablate: "Examples:  flgbench ablate beta2  |  flgbench ablate alpha --values 0,0.5,1  |  "
     "flgbench ablate --set dmd2.lr=5e-5,1e-4,2e-4 --dry-run  |  "
     "flgbench ablate keep --scale 14b --recipe fastlightgen-paper --data encoded --suite vbench-i2v --dry-run",
-    paper: "Examples:  flgbench paper --model wanx  |  flgbench paper --dry-run",
+    paper: "Examples:  flgbench paper --model wanx  |  flgbench paper --model wanx,hunyuan --dry-run",
 }

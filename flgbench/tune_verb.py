@@ -9,12 +9,13 @@ from typing import Annotated, Any
 import typer
 
 from flgbench.errors import UsageError
+from flgbench.models import DEFAULT_FAMILY
 from flgbench.options import AsJson, Budget, Conditions, Model, Out, Scale, Seed
 
 
 def tune(
     name: Annotated[str | None, typer.Argument(help="Method with a registered search; default: the only one.")] = None,
-    model: Model = "wanx",
+    model: Model = DEFAULT_FAMILY,
     scale: Scale = "tiny",
     trials: Annotated[int, typer.Option(min=2, help="Points of a round.")] = 8,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds: each learns from those before.")] = 2,

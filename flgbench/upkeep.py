@@ -12,6 +12,7 @@ import typer
 
 from flgbench.compare_verb import compare
 from flgbench.errors import UsageError
+from flgbench.models import DEFAULT_FAMILY
 from flgbench.options import AsJson, Model
 
 
@@ -48,7 +49,7 @@ def doctor(as_json: AsJson = False) -> None:
 
 
 def pretrain(
-    model: Model = "wanx",
+    model: Model = DEFAULT_FAMILY,
     work: Annotated[Path, typer.Option(help="Folder for checkpoints and logs; running again resumes.")] = Path(
         "flgbench-pretrain"
     ),

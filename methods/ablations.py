@@ -73,7 +73,8 @@ def budget(preset: FamilyPreset) -> Ablation:
 
 
 def _beta1(preset: FamilyPreset) -> Axis:
-    return axis("beta1", "match.beta1", [share * preset.guidance_scale for share in SHARES])
+    own = {preset.beta1} if preset.beta1 else set()  # the default is a point of its sweep
+    return axis("beta1", "match.beta1", sorted({share * preset.guidance_scale for share in SHARES} | own))
 
 
 def _beta2() -> Axis:

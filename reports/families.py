@@ -17,9 +17,12 @@ from reports.compare import log_ratios
 from reports.data import Cell, RunData
 from reports.main_table import estimated, ratio
 from reports.merge import Group
+from reports.paper_numbers import measured_speedup
+from reports.summary import aligned
 from reports.tables import Column, Entry, Row, Table
 
 SPEEDS = {"denoise_s": "denoise", "end_to_end_s": "end_to_end"}
+PAPER = "paper"
 TITLES = {"denoise": "Denoise", "end_to_end": "End to end"}
 
 
@@ -57,6 +60,7 @@ def table(groups: Sequence[Group]) -> Table | None:
         return None
     shown = BY_KEY[HEADLINE]
     columns = [Column(s, f"{TITLES[s]}, all", "geometric mean", "↑") for s in SPEEDS.values()]
+    columns.append(Column(PAPER, "Paper", "geometric mean", "↑", "of its families whose times are known; never on our axis"))
     for name in families:
         columns.append(Column(f"{name}:{HEADLINE}", shown.title, f"{name}, {shown.unit}", shown.arrow))
         columns += [Column(f"{name}:{s}", TITLES[s], f"{name}, times", "↑") for s in SPEEDS.values()]
@@ -65,15 +69,44 @@ def table(groups: Sequence[Group]) -> Table | None:
         for cell in group.run.cells:
             if cell.kind != "control" and cell.repeat == 0:
                 cells.setdefault(cell.cell, cell)
-    rows = [Row(c.cell, c.label, c.kind, _entries(c.cell, families)) for c in cells.values()]
+    rows = [Row(c.cell, c.label, c.kind, _entries(c.cell, families) | {PAPER: _paper(c, families)}) for c in cells.values()]
     legend = (
         "Speed-ups over each family's own reference, 95 % intervals paired by condition. The mean over families is "
         "geometric, every family counting the same; its interval is for these families, not for another. It is left out "
         "where the families were not timed on the same hardware and software. Accuracies of different families are not "
-        "compared."
+        "compared. The paper's is its teacher's time over the method's, of other models on other hardware: not comparable."
     )
     caption = f"Families side by side: {', '.join(families)}."
     return Table("families", "Families", caption, tuple(columns), tuple(rows), legend)
+
+
+def lines(groups: Sequence[Group]) -> list[str]:
+    """Text for the terminal: the denoising speed-up of every method in each family, and over all; [] for a single family."""
+    found = table(groups)
+    if found is None:
+        return []
+    shown = [c for c in found.columns if c.key.endswith(SPEEDS["denoise_s"]) or c.key in (*SPEEDS.values(), PAPER)]
+    heads = ("speed-ups", *(f"{c.title.lower()} {c.unit}" if c.key in (*SPEEDS.values(), PAPER) else c.key for c in shown))
+    rows = [(row.label, *(_spoken(row.entries[c.key]) for c in shown)) for row in found.rows]
+    return aligned([heads, *rows])
+
+
+def _spoken(entry: Entry) -> str:
+    return f"{entry.text} {entry.interval}".strip() or "-"
+
+
+def _paper(cell: Cell, families: dict[str, Group]) -> Entry:
+    """The geometric mean of the paper's own speed-ups of a method, over those of these families that it tells."""
+    names = list(dict.fromkeys(group.family for group in families.values()))
+    found = {name: up for name in names if (up := measured_speedup(name, cell.method)) is not None}
+    if not found:
+        return Entry(note="the paper's times of it were not found")
+    value = math.exp(sum(map(math.log, found.values())) / len(found))
+    missing = [name for name in names if name not in found]
+    told = f"of {' and '.join(found)}" + (
+        f" alone: the paper's times of {', '.join(missing)} were not found" if missing else ""
+    )
+    return Entry(times(value), value, n=len(found), note=told)
 
 
 def _entries(name: str, families: dict[str, Group]) -> dict[str, Entry]:

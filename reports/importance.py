@@ -47,6 +47,8 @@ def build(run: RunData, out: Path) -> list[Path]:
             axes[1, 0].set_ylabel("ELBO-weighted")
         axes[-1, 0].set_xlabel("block skipped (number on the bar: rank of importance)")
         axes[-1, 0].set_xticks(range(len(found.blocks)), [str(b) for b in found.blocks])
+        for each in axes[:, 0]:
+            _shade_kinds(each, found)
         _mark_kinds(axes[-1, 0], found)
         handles: list[Patch | Line2D] = [
             Patch(color=NEEDED, label="kept"),
@@ -54,9 +56,26 @@ def build(run: RunData, out: Path) -> list[Path]:
         ]
         if found.dense_x0_error is not None:
             handles.append(Line2D([], [], color=MUTED, lw=0.8, ls="--", label="no block skipped"))
+        handles += [
+            Patch(facecolor=shade, edgecolor=MUTED, lw=0.5, label=f"{k} block") for k, shade in shades(found).items()
+        ]
         above = {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderaxespad": 0}
         axes[0, 0].legend(handles=handles, ncols=3, frameon=False, fontsize=6.5, **above)
         return save(figure, out, "importance")
+
+
+def shades(found: Importance) -> dict[str, str]:
+    """Sort of block -> colour behind its bars, where there are several sorts."""
+    kinds = list(dict.fromkeys(found.kinds))
+    return {kind: ("white", "#e8e8e8")[i % 2] for i, kind in enumerate(kinds)} if len(kinds) > 1 else {}
+
+
+def _shade_kinds(axes: Axes, found: Importance) -> None:
+    for kind, shade in shades(found).items():
+        places = [i for i, k in enumerate(found.kinds) if k == kind]
+        axes.axvspan(places[0] - 0.5, places[-1] + 0.5, color=shade, lw=0, zorder=-1)
+    if shades(found):
+        axes.set_xlim(-0.7, len(found.kinds) - 0.3)
 
 
 def _mark_kinds(axes: Axes, found: Importance) -> None:
@@ -107,9 +126,15 @@ def caption(run: RunData) -> str:
     if run.importance is None:
         return ""
     removed = ", ".join(str(b) for b in sorted(run.importance.redundant)) or "none"
+    counted = {k: sum(x == k for x in run.importance.kinds) for k in shades(run.importance)}
+    kinds = (
+        f" There are {' and '.join(f'{n} {k}' for k, n in counted.items())} blocks, told apart by their ground."
+        if counted
+        else ""
+    )
     same = agreement(run.importance)
     rank = f" The two rankings agree with Spearman's ρ = {same:.2f}." if same is not None else ""
     return (
         "Error when one block of the teacher is skipped: a short bar is a block the model hardly needs. "
-        f"Redundant blocks, deleted in the student: {removed}.{rank}"
+        f"Redundant blocks, deleted in the student: {removed}.{rank}{kinds}"
     )

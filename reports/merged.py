@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import reports
-from reports import page, trainings
+from reports import families, page, summary, trainings
 from reports.aggregates import estimate, ordered_cells, speedups
 from reports.catalogue import BY_KEY, HEADLINE, seconds
 from reports.comparable import settings_apart
 from reports.data import Cell, RunData, load_run
-from reports.families import table as families_table
 from reports.ledger import basis
 from reports.main_table import counted, estimated, ratio
 from reports.main_table import tables as main_tables
@@ -39,6 +38,7 @@ def build(folders: Sequence[Path], out: Path) -> Path:
     try:
         for table in tables(sections):
             write([table], work / "tables", table.name)
+        summary.write(summary_lines(sections), work)
         index = work / "index.html"
         index.write_text(page.template("merged.html.j2", content(sections, out)), encoding="utf-8")
         reports.swap(work / "tables", out / "tables")
@@ -48,6 +48,13 @@ def build(folders: Sequence[Path], out: Path) -> Path:
     return out / "index.html"
 
 
+def summary_lines(sections: Sequence[Section]) -> list[str]:
+    """The terminal's text: each group's own table, then families side by side where there are several."""
+    groups = [g for s in sections for g in s.groups]
+    found = [line for g in groups for line in (f"{g.letters}: {g.run.run.name}", *summary.lines(g.run), "")]
+    return [*found, *families.lines(groups)]
+
+
 def stem(group: Group) -> str:
     """Folder of a group's own report: 'A', or 'A-C' where two runs differ by the seed."""
     return "-".join(m.letter for m in group.members)
@@ -55,8 +62,8 @@ def stem(group: Group) -> str:
 
 def tables(sections: Sequence[Section]) -> list[Table]:
     """The runs, all their cells, and families side by side where there are several."""
-    families = families_table([g for s in sections for g in s.groups])
-    return [runs_table(sections), cells_table(sections), *([families] if families else [])]
+    beside = families.table([g for s in sections for g in s.groups])
+    return [runs_table(sections), cells_table(sections), *([beside] if beside else [])]
 
 
 def runs_table(sections: Sequence[Section]) -> Table:

@@ -11,8 +11,9 @@ from typing import Any
 
 from flgbench import __version__
 from flgbench.errors import UsageError
-from flgbench.models.wanx import WanX
+from flgbench.models.base import StockCall, VideoModel
 from flgbench.registry import registry
+from flgbench.sampling import SamplerSettings
 from flgbench.students import Student
 from reports.aggregates import estimate, speedups, verdict
 from reports.catalogue import BY_KEY, HEADLINE, seconds
@@ -35,17 +36,17 @@ SOLVERS = {
 }
 
 
-def model_card(student: Student, model: WanX) -> str:
+def model_card(student: Student, model: VideoModel) -> str:
     """The card's whole text. Raises UsageError when the run's results cannot be read."""
     try:
         run = load_run(student.record.run)
     except RunFolderError as error:
         raise UsageError(str(error)) from None
-    cell = run.cell(student.record.cell)
+    cell, call = run.cell(student.record.cell), model.stock_call(student.sampler)
     parts = [
         front_matter(student, cell),
         introduction(student, cell),
-        f"## Use\n\n```python\n{example(student, model)}```\n\n{usage_notes(student)}",
+        f"## Use\n\n```python\n{example(student, model, call)}```\n\n{usage_notes(student, call)}",
         f"## What it is\n\n{description(student, model, run, cell)}",
         f"## What was measured\n\n{measurements(run, cell)}",
         f"## Settings\n\n{settings_table(cell)}",
@@ -79,52 +80,50 @@ def introduction(student: Student, cell: Cell) -> str:
     )
 
 
-def example(student: Student, model: WanX) -> str:
+def example(student: Student, model: VideoModel, call: StockCall) -> str:
     """Python that makes a clip from `first.png` with the stock pipeline, in this folder."""
-    frames, height, width = student.clip
-    sampler = student.sampler
-    cache, enable = "", ""
+    _, height, width = student.clip
+    sampler, pipeline = student.sampler, type(model.stock_pipeline(None)).__name__
+    cache, setup = "", list(call.setup)
     if sampler.cache_threshold is not None:
         cache = "FirstBlockCacheConfig, "
-        enable = f"pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold={sampler.cache_threshold!r}))\n"
+        setup.append(f"pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold={sampler.cache_threshold!r}))")
+    before = "".join(f"{line}\n" for line in setup)
+    arguments = "".join(f"    {name}={value!r},\n" for name, value in call.arguments.items())
     return f"""import torch
-from diffusers import {cache}WanImageToVideoPipeline
+from diffusers import {cache}{pipeline}
 from diffusers.utils import export_to_video
 from PIL import Image, ImageOps
 
-pipe = WanImageToVideoPipeline.from_pretrained(".")
-{enable}image = ImageOps.exif_transpose(Image.open("first.png")).convert("RGB")
+pipe = {pipeline}.from_pretrained(".")
+{before}image = ImageOps.exif_transpose(Image.open("first.png")).convert("RGB")
 image = ImageOps.fit(image, ({width}, {height}), Image.Resampling.LANCZOS)
 torch.manual_seed(0)
 video = pipe(
     image,
     "a large red circle moves slowly to the right over a plain background",
-    negative_prompt={model.negative_caption!r},
-    height={height},
-    width={width},
-    num_frames={frames},
-    num_inference_steps={sampler.num_inference_steps},
-    guidance_scale={sampler.guidance_scale!r},
-    max_sequence_length={model.text_length},
-).frames[0]
+{arguments}).frames[0]
 export_to_video(video, "out.mp4", fps={student.fps})
 """
 
 
-def usage_notes(student: Student) -> str:
+def usage_notes(student: Student, call: StockCall) -> str:
     """What one has to know before changing the example."""
-    sampler = student.sampler
-    notes = [
-        f"The scheduler is made for {sampler.num_inference_steps} steps: with its `shift` and `shift_terminal` the stock "
-        f"spacing gives the times of {sampler.num_inference_steps} even steps shifted by {sampler.shift:g}. Another number "
-        "of steps needs another scheduler.",
-        "`max_sequence_length` is that of the training.",
-    ]
+    sampler, steps = student.sampler, student.sampler.num_inference_steps
+    times = (
+        f"The pipeline makes {steps} even steps, and the scheduler shifts them by {sampler.shift:g}."
+        if call.even_times
+        else f"The scheduler is made for {steps} steps: with its `shift` and `shift_terminal` the stock spacing gives the "
+        f"times of {steps} even steps shifted by {sampler.shift:g}. Another number of steps needs another scheduler."
+    )
+    notes = [times, "`max_sequence_length` is that of the training."]
+    if call.setup:
+        notes.append("The lines between `pipe` and `image` make the pipeline decode clips as this model's were.")
     if sampler.kind == "renoise":
         notes.append(
             "The seed is set globally because the pipeline does not hand its `generator` to the scheduler, which renoises."
         )
-    if sampler.kind == "unipc":
+    if sampler.kind == "unipc" and not call.even_times:
         notes.append(
             "The stock scheduler cuts UniPC's times to whole thousandths, so clips differ from those of `flgbench sample` "
             "by a few of 256 grey levels."
@@ -134,7 +133,7 @@ def usage_notes(student: Student) -> str:
     return "\n".join(f"- {note}" for note in notes)
 
 
-def description(student: Student, model: WanX, run: RunData, cell: Cell) -> str:
+def description(student: Student, model: VideoModel, run: RunData, cell: Cell) -> str:
     """Teacher, method, network, sampler and training, one row each."""
     record, sampler = student.record, student.sampler
     kept = model.kept_blocks
@@ -150,7 +149,7 @@ def description(student: Student, model: WanX, run: RunData, cell: Cell) -> str:
         "kept blocks": f"{len(kept)} of {model.n_teacher_blocks}: {', '.join(map(str, kept))}",
         "steps": f"{sampler.num_inference_steps}, {SOLVERS[sampler.kind]}",
         "network passes a clip": sampler.nfe,
-        "guidance": "none" if sampler.guidance_scale == 1 else f"{sampler.guidance_scale:g}",
+        "guidance": _guidance(sampler),
         "shift": f"{sampler.shift:g}",
         "cache": "none" if sampler.cache_threshold is None else f"first block, threshold {sampler.cache_threshold:g}",
         "training": trained,
@@ -160,6 +159,12 @@ def description(student: Student, model: WanX, run: RunData, cell: Cell) -> str:
         ),
     }
     return _table(("", ""), [(name, md(str(value))) for name, value in rows.items()])
+
+
+def _guidance(sampler: SamplerSettings) -> str:
+    parts = [f"{sampler.guidance_scale:g}"] if sampler.guidance_scale != 1 else []
+    parts += [f"embedded scale {sampler.embedded_guidance:g}"] if sampler.embedded_guidance is not None else []
+    return ", ".join(parts) or "none"
 
 
 def measurements(run: RunData, cell: Cell) -> str:

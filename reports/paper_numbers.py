@@ -48,6 +48,8 @@ WHY_NOT = {
     "measured_speedup": "other model and hardware; what the paper timed is not stated",
 }
 HUNYUAN = "HunyuanVideo table"
+OF_FAMILY = {"wanx": "Table 2", "hunyuan": HUNYUAN}  # family -> the paper's table of its methods
+TEACHER = TEACHERS[0]
 WHY_NOT_QUALITY = "tiny model on procedural clips against known truth, not VBench on real videos"
 
 
@@ -96,6 +98,14 @@ def beside(run: RunData) -> list[PaperNumber]:
         named = named if ours else ""
         found.append(PaperNumber(**rest, value=value, ours=ours, our_metric=named, comparable=comparable, why=why))
     return found
+
+
+def measured_speedup(family: str, method: str) -> float | None:
+    """The paper's time of its teacher over that of `method`, from its table of `family`; None where one is not known."""
+    row = next((name for name, ours in METHODS.items() if ours == method), "")
+    known = {r["row"]: r["value"] for r in load() if r["table"] == OF_FAMILY.get(family) and r["metric"] == "time"}
+    teacher, own = known.get(TEACHER), known.get(row)
+    return float(teacher) / float(own) if teacher and own else None
 
 
 def place_of(variant: Cell) -> tuple[str, str] | None:

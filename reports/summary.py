@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,20 @@ HEADINGS = ("", "NFE", "kept", "joint accuracy", "motion", "denoise", "speed-up"
 
 def build(run: RunData, out: Path) -> list[Path]:
     """Short plain-text table for the terminal: tables/summary.txt."""
-    rows = [HEADINGS]
+    return [write(lines(run), out)]
+
+
+def write(text: Sequence[str], out: Path) -> Path:
+    """out/tables/summary.txt."""
+    path = out / "tables" / "summary.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(text) + "\n")
+    return path
+
+
+def lines(run: RunData) -> list[str]:
+    """The table, a line a cell; of a run in progress also how far it is."""
+    rows: list[tuple[str, ...]] = [HEADINGS]
     for cell in ordered_cells(run):
         ups = speedups(run, cell)
         rows.append(
@@ -33,14 +47,14 @@ def build(run: RunData, out: Path) -> list[Path]:
                 _state(run, cell),
             )
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(HEADINGS))]
-    lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    if said := progress.line(run):
-        lines = [said, "", *lines]
-    path = out / "tables" / "summary.txt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines) + "\n")
-    return [path]
+    said = progress.line(run)
+    return [said, "", *aligned(rows)] if said else aligned(rows)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of texts as lines whose columns stand under each other."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def _state(run: RunData, cell: Cell) -> str:

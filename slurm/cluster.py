@@ -1,14 +1,16 @@
-"""One run on a SLURM cluster: plan, check, submit; then follow it to the report, now or in a later process."""
+"""The runs of a command on a SLURM cluster: plan, check, submit; then follow them to the report, now or later."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from flgbench import environment, runs
+from flgbench.collect import collect
 from flgbench.errors import UsageError
 from flgbench.estimate import check_disk
 from flgbench.plan import Plan
@@ -26,59 +28,54 @@ POLL = 3.0  # seconds between two looks at the scheduler
 PATIENCE = 100  # looks in a row that a scheduler may leave unanswered (5 minutes)
 
 
-def settings_for(settings: RunSettings, profile: Profile) -> RunSettings:
+def settings_for(settings: Sequence[RunSettings], profile: Profile) -> list[RunSettings]:
     """Timing uses the CPUs that the profile gives it, not those of the machine that submits."""
-    return settings.model_copy(update={"threads": profile.resources("latency").cpus})
+    return [each.model_copy(update={"threads": profile.resources("latency").cpus}) for each in settings]
 
 
-def prepare(settings: RunSettings, out: Path, profile: Profile) -> tuple[Plan, Store, dict[str, Any]]:
-    """Plan, store, and the hardware that latency is keyed by."""
-    hardware = environment.hardware() | profile.hardware.model_dump(exclude_none=True)
-    return *runs.prepare(settings, out, hardware), hardware
+def hardware_of(profile: Profile) -> dict[str, Any]:
+    """The hardware that latency is keyed by."""
+    return environment.hardware() | profile.hardware.model_dump(exclude_none=True)
 
 
 def preview(
-    settings: RunSettings, out: Path, profile: Profile, max_jobs: int | None
-) -> tuple[RunSettings, Plan, Store, list[dict[str, Any]]]:
-    """What `execute` would do: its settings, plan and store, and the arrays as text. Needs no SLURM."""
-    settings = settings_for(settings, profile)
-    plan, store, _ = prepare(settings, out, profile)
+    settings: Sequence[RunSettings], out: Path, profile: Profile, max_jobs: int | None
+) -> tuple[runs.Command, list[dict[str, Any]]]:
+    """What `execute` would do, and the arrays as text. Needs no SLURM."""
+    work = runs.checked(settings_for(settings, profile), out, hardware_of(profile))
     try:
         live = scheduler.queue()
     except UsageError:  # a plan can be looked at anywhere
         live = {}
-    arrays = launcher.arrays_to_submit(plan, store, profile, live)
-    return settings, plan, store, launcher.describe(arrays, plan, profile, max_jobs)
+    arrays = launcher.arrays_to_submit(work.plan, work.store, profile, live)
+    return work, launcher.describe(arrays, work.plan, profile, max_jobs)
 
 
 def execute(
-    settings: RunSettings, out: Path, profile: Profile, max_jobs: int | None, wait: bool, command: str
+    settings: Sequence[RunSettings], out: Path, profile: Profile, max_jobs: int | None, wait: bool, command: str
 ) -> tuple[Path, dict[str, Status], int]:
-    """Submit what is not cached; with `wait`, follow it and write the report.
+    """Submit what is not cached of the runs, one a family; with `wait`, follow them and write the report.
 
-    Returns the run folder, the status of every step and the number of new jobs. Raises UsageError, with nothing
+    Returns the folder of the report, the status of every step and the number of new jobs. Raises UsageError, with nothing
     submitted, when the cluster cannot meet the profile.
     """
-    settings = settings_for(settings, profile)
-    plan, store, hardware = prepare(settings, out, profile)
+    hardware = hardware_of(profile)
+    work = runs.checked(settings_for(settings, profile), out, hardware)
+    plan, store, folder = work.plan, work.store, work.folder
     cached = [key for key, s in initial_status(plan, store).items() if s.state == CACHED]
     if len(cached) < len(plan.steps):
         check_profile(profile, sorted({plan.steps[key].kind for key in plan.steps if key not in cached}))
         check_shared(out, profile)
     runs.check_writable(out)
-    check_disk(settings, plan, [key for key in plan.steps if key not in cached], out, profile)
-    folder = out / "runs" / runs.run_name(settings)
-    (folder / "slurm").mkdir(parents=True, exist_ok=True)
-    write_json(folder / "plan.json", runs.plan_record(plan, settings))
-    submission = {
-        "profile": profile.name,
-        "hardware": hardware,
-        "command": command,
-        "started": time.time(),
-        "cached": cached,
-    }
-    write_json(folder / "slurm" / "submission.json", submission)
-    new = launcher.submit(plan, store, folder, profile, max_jobs)
+    to_run = [key for key in plan.steps if key not in cached]
+    check_disk([(run.settings, run.plan) for run in work.runs], to_run, out, profile)
+    work.write()
+    started = time.time()
+    submission = {"profile": profile.name, "hardware": hardware, "command": command, "started": started, "cached": cached}
+    for place in {folder, *(run.folder for run in work.runs)}:  # each can be reported, watched and cancelled alone
+        (place / "slurm").mkdir(parents=True, exist_ok=True)
+        write_json(place / "slurm" / "submission.json", submission)
+    new = launcher.submit(plan, store, folder, profile, max_jobs, work.owners)
     if not wait:
         return folder, _statuses(plan, store, cached), len(new)
     try:
@@ -86,9 +83,9 @@ def execute(
     except KeyboardInterrupt:
         print(f"\nthe jobs go on: see `flgbench {{status,report,cancel}} {folder.name} --out {out}`", file=sys.stderr)
         raise
-    if new or len(cached) < len(plan.steps) or not (folder / "report" / "index.html").exists():
-        _write(plan, store, settings, status, folder, submission)
-        runs.build_report(folder)
+    if new or to_run or not (folder / "report" / "index.html").exists():
+        work.collect(status, command, started)
+        work.report()
     return folder, status, len(new)
 
 
@@ -145,12 +142,6 @@ def gather(folder: Path) -> None:
     plan, store = runs.prepare(settings, folder.parent.parent, submission["hardware"])
     if [s["key"] for s in record["steps"]] != list(plan.steps):
         raise UsageError(f"{folder.name} was planned by another version of flgbench: report it with that, or run again")
-    _write(plan, store, settings, _statuses(plan, store, submission["cached"]), folder, submission)
-
-
-def _write(
-    plan: Plan, store: Store, settings: RunSettings, status: dict[str, Status], folder: Path, submission: dict[str, Any]
-) -> None:
-    from flgbench.collect import collect
-
-    collect(plan, store, settings, status, folder, runs.run_facts(folder.name, submission["command"], submission["started"]))
+    status = _statuses(plan, store, submission["cached"])
+    facts = runs.run_facts(folder.name, submission["command"], submission["started"])
+    collect(plan, store, settings, status, folder, facts)

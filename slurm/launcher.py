@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,13 @@ def arrays_to_submit(plan: Plan, store: Store, profile: Profile, live: Collectio
     return group(plan, pending, profile, queued)
 
 
-def submit(plan: Plan, store: Store, folder: Path, profile: Profile, max_jobs: int | None) -> dict[str, str]:
+def submit(
+    plan: Plan, store: Store, folder: Path, profile: Profile, max_jobs: int | None, owners: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """Submit what has to run; returns step -> job id, of the new jobs only. `folder` is the run folder.
 
-    `max_jobs` limits the tasks of one array that run at a time. Raises UsageError when SLURM refuses; the queue then
-    holds nothing of this submission.
+    `owners` are the runs that steps belong to, where a plan is of several. `max_jobs` limits the tasks of one array that
+    run at a time. Raises UsageError when SLURM refuses; the queue then holds nothing of this submission.
     """
     queue = Queue(store)
     with queue.lock():
@@ -67,7 +69,7 @@ def submit(plan: Plan, store: Store, folder: Path, profile: Profile, max_jobs: i
                 array_ids.append(jobs[0].job_id.partition("_")[0])
                 for key, job in zip(array.keys, jobs, strict=True):
                     ids[key] = new[key] = job.job_id
-                    queue.add(key, job.job_id, folder.name, job.paths.stderr)
+                    queue.add(key, job.job_id, (owners or {}).get(key, folder.name), job.paths.stderr)
         except BaseException as error:
             # Half a plan would wait in the queue for parents that never come.
             scheduler.cancel(array_ids)

@@ -9,6 +9,7 @@ from typing import Any
 
 from flgbench.errors import UsageError
 from flgbench.runner import BLOCKED, CACHED, DONE, FAILED, RUNNING, WAITING, Status
+from flgbench.status import runs_of
 from flgbench.store import Store
 from slurm import scheduler
 from slurm.queue import Queue, Record
@@ -89,6 +90,7 @@ def cancel_run(folder: Path) -> int:
     steps = json.loads((folder / "plan.json").read_text())["steps"]
     records = Queue(Store(folder.parent.parent / "store")).records(s["key"] for s in steps)
     live = scheduler.queue()
-    mine = sorted(r.job for r in records.values() if r.run == folder.name and r.job in live)
+    names = {run.name for run in runs_of(folder)}
+    mine = sorted(r.job for r in records.values() if r.run in names and r.job in live)
     scheduler.cancel(mine)
     return len(mine)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -89,9 +90,63 @@ def test_u_shape(errors: tuple[float, ...], verdict: str) -> None:
     assert claim.verdict == verdict
 
 
-def test_nothing_measured_is_undecided_and_says_what_is_missing(tmp_path: Path) -> None:
+def test_nothing_measured_is_not_tested_and_says_what_is_missing(tmp_path: Path) -> None:
     run = make_run({})
-    assert {c.verdict for c in claims(run)} == {"undecided"} and all(c.decides for c in claims(run))
-    assert {c.verdict for c in of_sweeps(make_run({"dmd2": coins(0.5, 9)}))} == {"undecided"}
+    assert {c.verdict for c in claims(run)} == {"not tested"} and all(c.decides for c in claims(run))
+    assert {c.verdict for c in of_sweeps(make_run({"dmd2": coins(0.5, 9)}))} == {"not tested"}
     markdown, table = build(run, tmp_path)
-    assert len(pd.read_csv(table)) == len(claims(run)) == markdown.read_text().count("| undecided |")
+    assert len(pd.read_csv(table)) == len(claims(run)) == markdown.read_text().count("| not tested |")
+
+
+def hunyuan(run: RunData, **changed: Any) -> RunData:
+    return replace(run, run=RunInfo(name="test data", settings={"model": "hunyuan"}), **changed)
+
+
+@pytest.mark.parametrize(
+    ("doubles", "singles", "verdict"),
+    [
+        ((9, 8, 7, 6), (5, 4, 3, 2, 1), "reproduced"),
+        ((1, 2, 3, 4), (5, 6, 7, 8, 9), "contradicted"),
+        ((9, 1, 7, 4), (5, 6, 3, 2, 8), "undecided"),
+        ((9, 8), (7,), "undecided"),  # too few blocks for any verdict
+        ((9, 8), (), "not tested"),
+    ],
+)
+def test_kinds_of_block(doubles: tuple[float, ...], singles: tuple[float, ...], verdict: str) -> None:
+    kinds = ("double",) * len(doubles) + ("single",) * len(singles)
+    importance = Importance(blocks=tuple(range(len(kinds))), x0_error=doubles + singles, kinds=kinds)
+    run = hunyuan(make_run({}), importance=importance)
+    claim = find(run, "HunyuanVideo: a double block matters more than a single one")
+    assert claim.verdict == verdict and bool(claim.decides) == (verdict in ("undecided", "not tested"))
+    other = find(replace(make_run({}), importance=importance), claim.statement)
+    assert other.verdict == "not tested" and "hunyuan" in other.decides, "another family's run decides nothing here"
+
+
+def swept(sweep: str, shares: dict[float, float]) -> RunData:
+    cells = {value: f"fastlightgen@{sweep}={value:g}" for value in shares}
+    variants = tuple(
+        Cell(
+            cell=name, method="fastlightgen", label=name, kind="variant", status="done", sweep=sweep, point={sweep: value}
+        )
+        for value, name in cells.items()
+    )  # fmt: skip
+    return hunyuan(make_run({cells[value]: coins(share, 400) for value, share in shares.items()}), variants=variants)
+
+
+def test_pruning_and_guidance_of_hunyuan() -> None:
+    dense, half = "HunyuanVideo: the dense student is better than the 30 % pruned", "HunyuanVideo: 30 % pruned is better"
+    run = swept("keep", {1.0: 0.9, 0.7: 0.6, 0.5: 0.8})
+    verdicts = {c.statement: c.verdict for c in claims(run)}
+    assert verdicts[dense] == "reproduced" and verdicts[f"{half} than 50 % pruned"] == "contradicted"
+    assert find(swept("keep", {0.7: 0.6, 0.5: 0.8}), dense).decides == "flgbench ablate keep --model hunyuan"
+    best = "HunyuanVideo: beta1 = 2 is the best"
+    assert find(swept("beta1", {1.0: 0.5, 2.0: 0.9, 2.8: 0.6}), best).verdict == "reproduced"
+    assert find(swept("beta1", {1.0: 0.95, 2.0: 0.7, 2.8: 0.6}), best).verdict == "contradicted"
+    assert find(swept("beta1", {1.0: 0.95}), best).verdict == "not tested"
+
+
+def test_the_speed_of_wanx_is_not_asked_of_another_family() -> None:
+    run = hunyuan(make_run({}, {"euler": np.ones(20), "fastlightgen": np.full(20, 0.1)}))
+    (claim,) = speed(run)
+    assert claim.verdict == "not tested" and "two passes a step" in claim.decides
+    assert quality_is_kept(run)[0].source.startswith("HunyuanVideo table")

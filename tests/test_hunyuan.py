@@ -14,6 +14,7 @@ from conftest import Flgbench, assert_refused
 from diffusers import FlowMatchEulerDiscreteScheduler, HunyuanVideoImageToVideoPipeline, HunyuanVideoTransformer3DModel
 from PIL import Image
 from stages import run_stages, same, weights
+from toy_hunyuan import DOUBLES, SINGLES, SMALL, build, installed
 
 from flgbench import environment, flow
 from flgbench.collect import collect
@@ -41,9 +42,8 @@ from methods.parts.importance import leading, n_leading
 from reports.data import Importance, load_run
 from reports.importance import _mark_kinds
 
-DOUBLES, SINGLES, CLIPS = 2, 3, 6
+CLIPS = 6
 BLOCKS = DOUBLES + SINGLES
-SMALL = {**recipe.TRANSFORMER, "num_attention_heads": 1, "num_layers": DOUBLES, "num_single_layers": SINGLES}
 TIMES = torch.tensor([0.2, 0.9])
 
 
@@ -63,13 +63,8 @@ def preset(model: Hunyuan) -> FamilyPreset:
 
 @pytest.fixture(scope="module")
 def model() -> Hunyuan:
-    """The classes and the clip shape of the tiny teacher, five blocks of width 32, seeded random weights: not changed."""
-    with torch.random.fork_rng():
-        reader = hunyuan_text.build()
-        vae = hunyuan_vae.build().requires_grad_(False).eval()
-        torch.manual_seed(0)
-        transformer = HunyuanVideoTransformer3DModel(**SMALL).requires_grad_(False).eval()
-    return Hunyuan(transformer, vae, reader, (shapes.FRAMES, shapes.SIZE, shapes.SIZE))
+    """Shared: not changed."""
+    return build()
 
 
 @pytest.fixture(scope="module")
@@ -193,8 +188,11 @@ def test_a_padded_caption_gives_the_same_video(model: Hunyuan, data: TrainingDat
     garbage = one.text.clone()
     garbage[:, length:] = 7.0
     expected = model.velocity(x, TIMES[:1], one)
+    sampler = SamplerSettings(num_inference_steps=2)
+    clip, _ = generate(model, one, [(0, 0)], sampler)
     for told in (cut, Condition(garbage, one.negative_text, one.image, one.extras)):
         torch.testing.assert_close(model.velocity(x, TIMES[:1], told), expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(generate(model, told, [(0, 0)], sampler)[0], clip, rtol=0, atol=1e-4)
     shorter = {**one.extras, "text_mask": one.extras["text_mask"].clone()}
     shorter["text_mask"][:, length - 1] = 0
     other = model.velocity(x, TIMES[:1], Condition(one.text, one.negative_text, one.image, shorter))
@@ -299,17 +297,10 @@ def test_the_preset_says_both_guidances() -> None:
 
 
 @pytest.fixture
-def weights_folder(model: Hunyuan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def weights_folder(model: Hunyuan, tmp_path: Path) -> Iterator[Path]:
     """The family with the random model as its teacher."""
-    from flgbench.models import hunyuan_family
-    from flgbench.shipped import verify, write_hashes
-
-    hunyuan_pretrain.write_folder(model, FlowMatchEulerDiscreteScheduler(shift=3.0), tmp_path / "hunyuan-tiny")
-    write_hashes(tmp_path / "hunyuan-tiny")
-    monkeypatch.setattr(hunyuan_family, "WEIGHTS", tmp_path)
-    verify.cache_clear()
-    yield tmp_path
-    verify.cache_clear()
+    with installed(model, tmp_path) as folder:
+        yield folder
 
 
 def test_without_weights_one_line_says_how_to_make_them(
@@ -438,18 +429,6 @@ def test_states_are_the_videos_tokens(model: Hunyuan, data: TrainingData) -> Non
     with captured_states(model, [0, BLOCKS - 1]) as states:
         model.velocity(x, TIMES, condition)
     assert [s.shape for s in states] == [(2, 5 * 16, model.width)] * 2
-
-
-def test_methods_know_no_family() -> None:
-    import methods
-
-    names = list(registry("families").names())
-    folder = Path(methods.__path__[0])
-    for path in folder.rglob("*.py"):
-        lines = path.read_text().lower().splitlines()
-        for number, line in enumerate(lines, 1):
-            found = [n for n in names if f'"{n}"' in line or f"models.{n}" in line or f"models import {n}" in line]
-            assert not found, f"{path.name}:{number} knows {found}: {line}"
 
 
 # The stock pipeline

@@ -211,7 +211,9 @@ def test_verb_writes_one_page(
     assert sum(tag == "img" for tag, _ in page.tags) == 2
     assert "family: wanx and another" in (out / "index.html").read_text()
     written = {p.name for p in (out / "tables").iterdir()}
-    assert written == {f"{n}.{end}" for n in ("runs", "cells", "families") for end in ("md", "csv", "tex")}
+    assert written == {"summary.txt", *(f"{n}.{end}" for n in ("runs", "cells", "families") for end in ("md", "csv", "tex"))}
+    said = (out / "tables" / "summary.txt").read_text()
+    assert "\nC: c\n" in said and "wanx:denoise" in said and "geometric mean" in said
     cells = pd.read_csv(out / "tables" / "cells.csv", dtype=str, keep_default_na=False).set_index("cell")
     assert cells.loc["A-B:lcm", "joint"] == "" and cells.loc["C:dmd2", "family"] == "another"
     assert not list(out.glob(".*"))

@@ -222,9 +222,7 @@ def test_wrong_options(arguments: list[str], words: list[str], flgbench: Flgbenc
 
 def test_file_systems(tmp_path: Path) -> None:
     mounts = tmp_path / "mounts"
-    mounts.write_text(
-        "overlay / overlay rw 0 0\nserver:/home /home nfs4 rw 0 0\n/dev/sdb /home/local\\040disk xfs rw 0 0\n"
-    )
+    mounts.write_text("overlay / overlay rw 0 0\nserver:/home /home nfs4 rw 0 0\n/dev/sdb /home/local\\040disk xfs rw 0 0\n")
     known = {"/home/me/out": "nfs4", "/home/local disk/out": "xfs", "/scratch": "overlay", "/": "overlay"}
     for folder, kind in known.items():
         assert filesystem(Path(folder), mounts) == kind

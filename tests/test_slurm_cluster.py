@@ -194,7 +194,7 @@ def test_a_folder_that_other_machines_do_not_see(slurm: None, tmp_path: Path, mo
     assert filesystem(tmp_path) in LOCAL
     monkeypatch.setattr("platform.node", lambda: "login")
     with pytest.raises(UsageError, match=r"of this machine \(login\), which the nodes .* may not see"):
-        cluster.execute(RunSettings(baselines=("real",)), tmp_path / "out", PROFILE, None, True, "")
+        cluster.execute([RunSettings(baselines=("real",))], tmp_path / "out", PROFILE, None, True, "")
     assert not (tmp_path / "out").exists() and not scheduler.queue()
     check_shared(tmp_path, PROFILE.model_copy(update={"shared_folder": True}))
 

@@ -11,12 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from torch import nn
 
 from flgbench.errors import UsageError
+
+if TYPE_CHECKING:
+    from flgbench.sampling import SamplerSettings
 
 # What a block's self-attention sees: every token, its own latent frame and the first one, or there is none.
 SelfAttention = Literal["full", "frame", "none"]
@@ -124,11 +127,27 @@ class PassTally:
         self.passes += passes * self.processes
 
 
+@dataclass(frozen=True)
+class StockCall:
+    """A call of diffusers' own pipeline `pipe` that makes a model's clips.
+
+    `arguments` besides image and prompt; `setup`: lines of Python before it. `even_times`: the pipeline hands the scheduler
+    even times, which it only shifts; otherwise the scheduler spaces them.
+    """
+
+    arguments: Mapping[str, Any]
+    setup: tuple[str, ...] = ()
+    even_times: bool = False
+
+
 class VideoModel(ABC):
     """A denoiser of one family with a list of residual blocks that can be skipped or deleted."""
 
     transformer: Any  # a diffusers model; an nn.Module with `blocks`, `save_pretrained` and `register_to_config`
     latent_shape: tuple[int, int, int, int]  # C, T, H, W of one clip
+    text_length: int  # caption tokens that are read
+    n_teacher_blocks: int
+    negative_caption: str
     tally: PassTally  # shared by all copies of a model
     shares_weights = False  # with its copies: for timing many networks in the room of one, never for training
 
@@ -217,6 +236,14 @@ class VideoModel(ABC):
     @abstractmethod
     def stock_pipeline(self, scheduler: Any) -> Any:
         """diffusers' own pipeline around the parts of this model."""
+
+    @abstractmethod
+    def stock_call(self, sampler: SamplerSettings) -> StockCall:
+        """How that pipeline makes the clips of `sampler`. Raises UsageError where it cannot."""
+
+    def stock_noise(self, draw: int, condition: Condition, generator: torch.Generator) -> torch.Tensor:
+        """What that pipeline draws, (1, C, T', H', W'): `draw` 0 to start from, draw i + 1 to renoise with after step i."""
+        return torch.randn(1, *self.latent_shape, generator=generator)
 
     def copy(self) -> Self:
         """A model with its own denoiser weights, unless it `shares_weights`; encoders are shared."""

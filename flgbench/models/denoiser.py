@@ -37,8 +37,6 @@ class Denoiser(VideoModel):
     transformer = Held()
     placement: Placement
     tokenizer: Any
-    text_length: int  # caption tokens that are read
-    n_teacher_blocks: int
     _kept: tuple[int, ...]
 
     @property

@@ -25,7 +25,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoImageToVideoPipeline, HunyuanVideoTransformer3DModel
@@ -40,7 +40,7 @@ from transformers import (
 )
 
 from flgbench.errors import UsageError
-from flgbench.models.base import Condition, PassTally, Placement, SelfAttention
+from flgbench.models.base import Condition, PassTally, Placement, SelfAttention, StockCall
 from flgbench.models.denoiser import KEPT_BLOCKS, SELF_ATTENTION, Denoiser, with_given_frame
 from flgbench.models.diffusers_folder import ClipSettings
 from flgbench.models.hunyuan_attention import kind_of, prepared, project_video, set_kind
@@ -49,6 +49,10 @@ from flgbench.models.hunyuan_presets import IMAGE_INTERLEAVE, TEMPLATE_TAIL
 from flgbench.models.hunyuan_vae import decode, encode, fold_convolutions, is_folded
 from flgbench.models.parts import Held, Part, check_room, part, placed, unchanged
 
+if TYPE_CHECKING:
+    from flgbench.sampling import SamplerSettings
+
+START = 0.999  # share of noise that the stock pipeline starts from
 ON_CPU = Placement()
 
 
@@ -262,6 +266,33 @@ class Hunyuan(Denoiser):
         if not is_folded(vae):
             vae.enable_tiling()  # which frames no larger than a tile do not notice
         return vae
+
+    def stock_call(self, sampler: SamplerSettings) -> StockCall:
+        if sampler.guidance_scale != 1:
+            raise UsageError(
+                "a sampler with CFG cannot be exported: the stock pipeline reads more of the image beside a negative prompt "
+                "than beside a prompt; `flgbench sample` can use it"
+            )
+        frames, height, width = self.clip_shape
+        arguments = {
+            "height": height,
+            "width": width,
+            "num_frames": frames,
+            "num_inference_steps": sampler.num_inference_steps,
+            "guidance_scale": sampler.embedded_guidance or 1.0,
+            "prompt_template": self.reader.template,
+            "max_sequence_length": self.text_length + TEMPLATE_TAIL,
+        }
+        # Longer clips than 16 frames are decoded in blended pieces otherwise.
+        return StockCall(arguments, ("pipe.vae.use_framewise_decoding = False",), even_times=True)
+
+    def stock_noise(self, draw: int, condition: Condition, generator: torch.Generator) -> torch.Tensor:
+        """A thousandth of the image is mixed into the start, and later no noise is drawn for the given frame."""
+        channels, frames, height, width = self.latent_shape
+        if draw == 0:
+            return START * super().stock_noise(0, condition, generator) + (1 - START) * condition.image.cpu()
+        later = torch.randn(1, channels, frames - 1, height, width, generator=generator)
+        return torch.cat([torch.zeros(1, channels, 1, height, width), later], dim=2)
 
     @torch.no_grad()
     def encode_video(self, video: torch.Tensor) -> torch.Tensor:

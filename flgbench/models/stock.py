@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
@@ -21,13 +22,15 @@ TRAIN_STEPS = 1000  # diffusers counts time in thousandths
 AGREEMENT = 1e-6  # fp32 times that differ by less are the same
 
 
-def scheduler_for(settings: SamplerSettings) -> Any:
+def scheduler_for(settings: SamplerSettings, even_times: bool = False) -> Any:
     """The stock scheduler whose `set_timesteps(settings.num_inference_steps)` gives `settings.schedule()`.
+
+    With `even_times` it does so for a pipeline that hands it even times itself.
 
     'renoise' is FlowMatchEuler's stochastic sampling: estimate x0, renoise. Raises UsageError where no stock scheduler
     has these times.
     """
-    shift, terminal = stock_shift(settings)
+    shift, terminal = (settings.shift, None) if even_times else stock_shift(settings)
     scheduler: Any
     if settings.kind == "unipc":
         scheduler = UniPCMultistepScheduler(
@@ -37,7 +40,11 @@ def scheduler_for(settings: SamplerSettings) -> Any:
         scheduler = FlowMatchEulerDiscreteScheduler(
             shift=shift, shift_terminal=terminal, stochastic_sampling=settings.kind == "renoise"
         )
-    scheduler.set_timesteps(settings.num_inference_steps)
+    steps = settings.num_inference_steps
+    if even_times:
+        scheduler.set_timesteps(sigmas=np.linspace(1, 0, steps + 1)[:-1])
+    else:
+        scheduler.set_timesteps(steps)
     # UniPC keeps its first time 1e-6 below 1, where its logarithms are finite.
     if not torch.allclose(scheduler.sigmas, settings.schedule(), rtol=0, atol=2 * AGREEMENT):
         raise UsageError(

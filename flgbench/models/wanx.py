@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import init_empty_weights
@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPVisionModel, UMT5EncoderModel
 
-from flgbench.models.base import Condition, PassTally, Placement, SelfAttention
+from flgbench.models.base import Condition, PassTally, Placement, SelfAttention, StockCall
 from flgbench.models.denoiser import KEPT_BLOCKS, SELF_ATTENTION, with_given_frame
 from flgbench.models.diffusers_folder import OWN, ClipSettings
 from flgbench.models.folded_conv import SMALL, fold_convolutions
@@ -24,6 +24,9 @@ from flgbench.models.parts import Part, check_room, part, unchanged
 from flgbench.models.wan_attention import kind_of, project, with_kind
 from flgbench.models.wan_checkpoint import Checkpoint
 from flgbench.models.wan_encoders import IMAGE_TOKENS, WanEncoders
+
+if TYPE_CHECKING:
+    from flgbench.sampling import SamplerSettings
 
 ON_CPU = Placement()
 
@@ -206,3 +209,16 @@ class WanX(WanEncoders):
             image_processor=self.image_processor,
             expand_timesteps=self.per_token_times,
         )
+
+    def stock_call(self, sampler: SamplerSettings) -> StockCall:
+        frames, height, width = self.clip_shape
+        arguments = {
+            "negative_prompt": self.negative_caption,
+            "height": height,
+            "width": width,
+            "num_frames": frames,
+            "num_inference_steps": sampler.num_inference_steps,
+            "guidance_scale": sampler.guidance_scale,
+            "max_sequence_length": self.text_length,
+        }
+        return StockCall(arguments)

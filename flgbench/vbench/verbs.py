@@ -25,9 +25,9 @@ def export(
     out: Out = Path("flgbench-out"),
 ) -> None:
     """Write the clips of one cell in the layout that VBench reads, with hashes."""
-    from flgbench.status import find_run
+    from flgbench.status import find_single
 
-    found = find_run(out, run)
+    found = find_single(out, run)
     from flgbench.vbench.export import export as write
 
     count = write(found, cell, folder, fps=_fps(found))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 
 from flgbench import environment
-from flgbench.contracts import Family
+from flgbench.contracts import Family, FamilyPreset
 from flgbench.data import shapes
 from flgbench.data.captions import captions_of
 from flgbench.metrics import sets
@@ -29,7 +30,7 @@ from flgbench.sampling import SamplerSettings, generate
 from flgbench.shipped import HASHES
 from flgbench.store import sha256, write_json
 
-# name -> (metric, statistic, comparison, limit): what a teacher must reach with Euler 50 x CFG
+# name -> (metric, statistic, comparison, limit): what a teacher must reach as it is used, with its own guidance
 TEACHER_GATES = {
     "main object in every frame": ("presence", "mean", ">=", 0.98),
     "colour": ("colour", "mean", ">=", 0.98),
@@ -43,22 +44,39 @@ TEACHER_GATES = {
     "hidden side": ("hidden_tv_side", "value", "<=", 0.15),
     "hidden entry": ("hidden_tv_entry", "value", "<=", 0.15),
 }
-MIDDLE = (4, 5, 6)
-TEACHER, PRUNED, ROUND_TRIP = "euler 50 x CFG", "3 middle blocks deleted", "vae round trip"
+CFG, EMBEDDED = "euler 50 x CFG", "euler 50, embedded guidance"
+PRUNED, ROUND_TRIP = "3 middle blocks deleted", "vae round trip"
 
 
-def row_samplers(preset) -> dict[str, SamplerSettings]:
-    """The teacher as it is used, with fewer and fewer steps, and with the few-step sampler that it was not trained for."""
+def teacher_row(preset: FamilyPreset) -> str:
+    """The row that the gates judge: the teacher with the guidance it is used with."""
+    return EMBEDDED if preset.guidance_is_embedded else CFG
+
+
+def middle(model: VideoModel) -> range:
+    """Positions of the three blocks in the middle."""
+    first = len(model.blocks) // 2 - 1
+    return range(first, first + 3)
+
+
+def row_samplers(preset: FamilyPreset) -> dict[str, SamplerSettings]:
+    """The teacher as it is used, with fewer and fewer steps, and with the few-step sampler that it was not trained for.
+
+    Where guidance is embedded, CFG of two passes that are told 1 stands beside it: the two should be as good. Rows without
+    guidance, which students are compared with, tell the network 1.
+    """
     euler = {f"euler {n}": SamplerSettings(num_inference_steps=n, shift=preset.shift) for n in (50, 8, 4, 2, 1)}
     renoise = SamplerSettings(kind="renoise", num_inference_steps=4, shift=preset.shift)
     guided = preset.teacher_sampler()
-    return {TEACHER: guided, PRUNED: guided, **euler, "renoise 4": renoise}
+    twice = {CFG: replace(preset, guidance_is_embedded=False).teacher_sampler()} if preset.guidance_is_embedded else {}
+    return {teacher_row(preset): guided, **twice, PRUNED: guided, **euler, "renoise 4": renoise}
 
 
 def measure_gates(family: Family, conditions: int, seeds: int, folder: Path) -> dict[str, Any]:
     """Measure everything on `conditions` held-out clips, each sampled with `seeds` noises, and write `folder/gates.json`.
 
-    Intervals are clustered by condition: what is hidden differs from seed to seed, so more seeds make them narrower.
+    `folder` holds the teacher of any tiny `family`, which its `recipe` reads. Intervals are clustered by condition: what is
+    hidden differs from seed to seed, so more seeds make them narrower.
     """
     began = time.time()
     model, preset = _load(family, folder), family.preset("tiny")
@@ -69,7 +87,7 @@ def measure_gates(family: Family, conditions: int, seeds: int, folder: Path) -> 
     with ProcessPoolExecutor(environment.cores(), context, torch.set_num_threads, (1,)) as pool:
         rows = dict(zip(names, pool.map(measure_one, names), strict=True))
     decode = _decode_seconds(model)
-    gates = {name: _judge(rows[TEACHER], *gate) for name, gate in TEACHER_GATES.items()}
+    gates = {name: _judge(rows[teacher_row(preset)], *gate) for name, gate in TEACHER_GATES.items()}
     psnr = rows[ROUND_TRIP]["psnr"]
     gates["VAE round trip PSNR"] = {"value": psnr, "limit": ">= 30", "passed": psnr >= 30}
     share = decode / _denoise_seconds(model, preset.teacher_sampler())
@@ -106,7 +124,7 @@ def _row(name: str, family: Family, conditions: int, seeds: int, folder: Path) -
         return _summary(measure(through, factors), np.arange(conditions)) | {"psnr": _psnr(through, video)}
     condition = model.condition(video[:, 0], captions_of(factors))
     sampler = row_samplers(family.preset("tiny"))[name]
-    return _sampled(model.without_blocks(MIDDLE) if name == PRUNED else model, condition, sampler, factors, seeds)
+    return _sampled(model.without_blocks(middle(model)) if name == PRUNED else model, condition, sampler, factors, seeds)
 
 
 def _judge(row: dict[str, Any], metric: str, statistic: str, comparison: str, limit: float) -> dict[str, Any]:
