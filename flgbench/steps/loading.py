@@ -17,7 +17,6 @@ from flgbench.contracts import FamilyPreset
 from flgbench.data import shapes
 from flgbench.data.captions import captions_of
 from flgbench.errors import UsageError
-from flgbench.metrics.truth import select
 from flgbench.models.base import Condition, VideoModel
 from flgbench.registry import family_of
 from flgbench.stage import TrainingData
@@ -111,7 +110,7 @@ def evaluation_factors(count: int, split: str = TEST) -> shapes.Factors:
 def true_outcomes(ids: Sequence[tuple[int, int]], split: str = TEST) -> shapes.Factors:
     """Factors of the true clip of every (condition, sample): for samples after the first the hidden turn is drawn anew."""
     conditions, samples = (np.array(column) for column in zip(*ids, strict=True))
-    own = select(evaluation_factors(int(conditions.max()) + 1, split), conditions)
+    own = evaluation_factors(int(conditions.max()) + 1, split).select(conditions)
     fresh = shapes.draw_factors("validation", conditions * 1_000 + samples).turn
     return replace(own, turn=np.where(samples > 0, fresh, own.turn))
 

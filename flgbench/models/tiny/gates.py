@@ -23,7 +23,7 @@ from flgbench.data.captions import captions_of
 from flgbench.metrics import sets
 from flgbench.metrics.stats import bootstrap_mean
 from flgbench.metrics.table import METRICS
-from flgbench.metrics.truth import measure, select
+from flgbench.metrics.truth import measure
 from flgbench.models.base import VideoModel
 from flgbench.sampling import SamplerSettings, generate
 from flgbench.shipped import HASHES
@@ -141,7 +141,7 @@ def _sampled(model: VideoModel, condition, sampler: SamplerSettings, factors, se
         latents, _ = generate(model, condition.select(torch.tensor([c for c, _ in chosen])), chosen, sampler)
         videos.append(model.decode(latents))
     conditions = np.array([c for c, _ in ids])
-    return _summary(measure(torch.cat(videos), select(factors, conditions)), conditions)
+    return _summary(measure(torch.cat(videos), factors.select(conditions)), conditions)
 
 
 def _psnr(a: torch.Tensor, b: torch.Tensor) -> float:
