@@ -22,6 +22,7 @@ from flgbench.data.captions import captions_of
 from flgbench.metrics.descriptive import psnr
 from flgbench.metrics.table import ALL_METRICS, COLUMNS, SOUNDING, WITHOUT_TRUTH
 from flgbench.plan import Plan
+from flgbench.registry import registry
 from flgbench.run_settings import RunSettings
 from flgbench.runner import BLOCKED, CACHED, DONE, FAILED, WAITING, Status
 from flgbench.steps.loading import CAPTIONS
@@ -227,7 +228,7 @@ def _write_gallery(plan: Plan, store: Store, run: RunSettings, folder: Path) -> 
     if run.suite is not None:
         _write_prompts(plan, store, gallery, count)
         return
-    factors = shapes.draw_factors("test", np.arange(count))
+    factors = registry("families").get(run.model).clips.draw("test", np.arange(count))
     words = {
         "shape": shapes.SHAPES,
         "colour": shapes.COLOURS,

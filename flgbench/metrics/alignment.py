@@ -33,8 +33,8 @@ def sizes(track: Track, factors: shapes.Factors) -> np.ndarray:
 def follows(size: np.ndarray, due: np.ndarray) -> dict[str, np.ndarray]:
     """`audio_correlation`, `audio_gain` and `audio_lag` of `size` (N, T) against `due` (N, T), each (N,).
 
-    NaN: not observable. A size that keeps still correlates 0 with everything and has no lag; a positive lag is behind the sound. `due` that
-    does not change (silence) can be followed by nothing.
+    NaN: not observable, as where `due` never changes (silence). A size that keeps still correlates 0 with everything and
+    has no lag; a positive lag is behind the sound.
     """
     known = np.isfinite(size)
     seen = (known.sum(1) >= _FRAMES) & (due.std(1) > 0)

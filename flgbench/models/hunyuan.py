@@ -25,7 +25,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import diffusers
 import torch
@@ -101,6 +101,7 @@ class Hunyuan(Denoiser):
     """A HunyuanVideo image-to-video model. `clip_shape` is (frames, height, width) in pixels."""
 
     lists = {"transformer_blocks": "num_layers", "single_transformer_blocks": "num_single_layers"}
+    denoiser_class: ClassVar[type[HunyuanVideoTransformer3DModel]] = HunyuanVideoTransformer3DModel
 
     def __init__(
         self,
@@ -125,7 +126,7 @@ class Hunyuan(Denoiser):
         )
 
     @classmethod
-    def load(cls, folder: Path, placement: Placement = ON_CPU) -> Hunyuan:
+    def load(cls, folder: Path, placement: Placement = ON_CPU) -> Self:
         """Load a diffusers folder with a `flgbench.json` beside its parts. Frozen, eval mode.
 
         `placement` is the denoiser's; the encoders, which are small, stay on the CPU in fp32.
@@ -133,7 +134,7 @@ class Hunyuan(Denoiser):
         for library in (diffusers, transformers):  # their bars would run through ours
             library.utils.logging.disable_progress_bar()
         config = json.loads((folder / "flgbench.json").read_text())
-        denoiser = HunyuanVideoTransformer3DModel.from_pretrained(folder / "transformer", dtype=placement.dtype)
+        denoiser = cls.denoiser_class.from_pretrained(folder / "transformer", dtype=placement.dtype)
         vae = AutoencoderKLHunyuanVideo.from_pretrained(folder / "vae", dtype=torch.float32)
         llava = LlavaForConditionalGeneration.from_pretrained(folder / "text_encoder", dtype=torch.float32)
         clip = CLIPTextModel.from_pretrained(folder / "text_encoder_2", dtype=torch.float32)
@@ -151,9 +152,9 @@ class Hunyuan(Denoiser):
         denoiser = denoiser.to(placement.device)
         return cls(denoiser, fold_convolutions(vae), reader, tuple(config["clip_shape"]), config["negative_caption"])
 
-    def with_transformer(self, folder: Path) -> Hunyuan:
+    def with_transformer(self, folder: Path) -> Self:
         """The same encoders with the denoiser stored in `folder`."""
-        denoiser = HunyuanVideoTransformer3DModel.from_pretrained(folder, dtype=self.dtype).to(self.device)
+        denoiser = self.denoiser_class.from_pretrained(folder, dtype=self.dtype).to(self.device)
         twin = self._twin(denoiser.requires_grad_(False).eval())
         for block, kind in zip(twin.blocks, json.loads((folder / SELF_ATTENTION).read_text()), strict=True):
             set_kind(block, kind, self.token_frames)
@@ -180,19 +181,24 @@ class Hunyuan(Denoiser):
         return output[0]
 
     def _velocity(self, x: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
-        dtype, condition = self.dtype, condition.to(self.device)
-        extras = condition.extras
-        guided = self.transformer.config.guidance_embeds
+        condition = condition.to(self.device)
         predicted = self.transformer(
-            hidden_states=torch.cat([condition.image, x[:, :, 1:]], dim=2).to(dtype),
+            hidden_states=torch.cat([condition.image, x[:, :, 1:]], dim=2).to(self.dtype),
             timestep=t * 1000,  # diffusers counts time from 0 to 1000
-            encoder_hidden_states=condition.text.to(dtype),
-            encoder_attention_mask=extras["text_mask"],
-            pooled_projections=extras["pooled"].to(dtype),
-            guidance=extras["guidance"] * 1000 if guided else None,  # and guidance in thousandths
             return_dict=False,
+            **self._arguments(condition),
         )[0].float()
         return with_given_frame(predicted, x, t, condition.image)
+
+    def _arguments(self, condition: Condition) -> dict[str, Any]:
+        """What the network's forward is told besides latents and times."""
+        extras, guided = condition.extras, self.transformer.config.guidance_embeds
+        return {
+            "encoder_hidden_states": condition.text.to(self.dtype),
+            "encoder_attention_mask": extras["text_mask"],
+            "pooled_projections": extras["pooled"].to(self.dtype),
+            "guidance": extras["guidance"] * 1000 if guided else None,  # in thousandths
+        }
 
     @property
     def self_attention(self) -> tuple[SelfAttention, ...]:

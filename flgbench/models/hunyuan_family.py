@@ -18,6 +18,7 @@ class HunyuanFamily(Family):
     name = "hunyuan"
     scales = ("tiny",)
     recipe = "flgbench.models.tiny.hunyuan_pretrain"
+    effort = "hours on two cores"  # of making the tiny weights
 
     def preset(self, scale: str) -> FamilyPreset:
         return FamilyPreset(
@@ -53,6 +54,6 @@ class HunyuanFamily(Family):
         if not (folder / HASHES).exists():
             raise UsageError(
                 f"no weights in {folder}: none ship for '{self.name}' yet; make them with "
-                f"`flgbench pretrain --model {self.name}` (hours on two cores)"
+                f"`flgbench pretrain --model {self.name}` ({self.effort})"
             )
         verify(folder)
