@@ -3,26 +3,43 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
+import av
 import numpy as np
 import pytest
 import torch
-from diffusers import HunyuanVideoTransformer3DModel
+from conftest import Flgbench, assert_refused
+from diffusers import FlowMatchEulerDiscreteScheduler, HunyuanVideoTransformer3DModel
+from PIL import Image
+from safetensors.torch import load_file
+from scipy.io import wavfile
 from stages import run_stages, same, weights
 from test_hunyuan import BLOCKS, DOUBLES, SINGLES, SMALL, TIMES, preset
 
+import flgbench as package
+from flgbench import student_verbs
 from flgbench.data import mel, shapes, sound
 from flgbench.data.captions import captions_of
+from flgbench.data.sound_file import read_sound
 from flgbench.errors import UsageError
 from flgbench.models.base import Condition
 from flgbench.models.hunyuan import Hunyuan
 from flgbench.models.hunyuan_audio import AudioAttention, HearingHunyuan, HearingTransformer
-from flgbench.models.tiny import hunyuan_text, hunyuan_vae
+from flgbench.models.hunyuan_audio_family import HunyuanATI2VFamily
+from flgbench.models.hunyuan_family import HunyuanFamily
+from flgbench.models.tiny import hunyuan_audio as recipe
+from flgbench.models.tiny import hunyuan_audio_pretrain, hunyuan_pretrain, hunyuan_text, hunyuan_vae
+from flgbench.models.wanx import WanX
 from flgbench.registry import registry
 from flgbench.sampling import SamplerSettings, build_cache, generate
 from flgbench.settings import build_settings
+from flgbench.shipped import verify, write_hashes
 from flgbench.stage import TrainingData
+from flgbench.students import StudentRecord
+from flgbench.video import write_mp4
 
 CLIPS = 4
 
@@ -192,6 +209,163 @@ def test_methods_make_students_that_hear(name: str, model: HearingHunyuan, data:
     method = cls(build_settings(cls.Settings, values, name), preset(model))
     run_stages(method, model, data, tmp_path, iterations=2)
     assert same(weights(model), before)
+
+
+# The family
+
+
+@pytest.fixture(scope="module")
+def installed(plain: Hunyuan, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of weights with the random model as the teacher without sound, and adapters of the recipe's two steps."""
+    from flgbench.models import hunyuan_family
+
+    folder = tmp_path_factory.mktemp("weights")
+    hunyuan_pretrain.write_folder(plain, FlowMatchEulerDiscreteScheduler(shift=3.0), folder / "hunyuan-tiny")
+    write_hashes(folder / "hunyuan-tiny")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hunyuan_family, "WEIGHTS", folder)
+        verify.cache_clear()
+        yield folder
+    verify.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def taught(installed: Path, tiny_model: WanX, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The work folder of the recipe, done with small numbers in two parts; its result is installed."""
+    work = tmp_path_factory.mktemp("work")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipe, "CLIPS", 8)
+        patch.setattr(recipe, "BATCH", 4)
+        patch.setattr(hunyuan_audio_pretrain, "WanXFamily", lambda: SimpleNamespace(load=lambda scale: tiny_model))
+        patch.setattr(recipe.train, "__defaults__", (1, 1))
+        hunyuan_audio_pretrain.pretrain(work, 1)
+        patch.setattr(recipe.train, "__defaults__", (2, 1))
+        made = hunyuan_audio_pretrain.pretrain(work, 1)
+        hunyuan_audio_pretrain.export(made, work, installed / "hunyuan-ati2v-tiny")
+    return work
+
+
+def test_the_recipe_makes_a_teacher_that_hears(taught: Path, installed: Path, plain: Hunyuan, data: TrainingData) -> None:
+    """Its denoiser is the plain one, with adapters that training has moved; an interruption changes nothing."""
+    loaded = HunyuanATI2VFamily().load("tiny")
+    assert isinstance(loaded, HearingHunyuan)
+    own = loaded.transformer.state_dict()
+    for name, value in plain.transformer.state_dict().items():
+        torch.testing.assert_close(own[name], value, rtol=1e-3, atol=1e-4)  # stored in half precision
+    assert loaded.transformer.transformer_blocks[0].audio.to_out.weight.abs().max() > 0
+    assert [json.loads(line)["step"] for line in (taught / "audio-log.jsonl").read_text().splitlines()] == [1, 2]
+    read = load_file(taught / "sounding.safetensors")
+    start = HunyuanFamily().load("tiny")
+    assert isinstance(start, Hunyuan)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipe, "BATCH", 4)
+        patch.setattr(recipe, "WARMUP", 30)
+        straight = recipe.train(start, read, taught / "again", steps=2, report_every=1)
+    assert same(weights(straight), weights(recipe.train(start, read, taught / "again", steps=2)))
+    size = sum(p.stat().st_size for p in (installed / "hunyuan-ati2v-tiny").rglob("*") if p.is_file())
+    assert size < 15e6
+
+
+def test_training_looks_where_the_sound_shows() -> None:
+    video, silent = torch.zeros(2, 16, 5, 8, 8), torch.zeros(2, 16, 5, 8, 8)
+    video[0, :, 2, 3, 3] = 1.0
+    found = recipe.emphasis(video, silent)
+    assert torch.equal(found[1], torch.ones_like(found[1]))  # nothing to see anywhere
+    assert found[0, 0, 2, 3, 3] / found[0, 0, 0, 0, 0] == pytest.approx(recipe.EMPHASIS)
+    torch.testing.assert_close(found.mean((1, 2, 3, 4)), torch.ones(2))
+
+
+def test_the_target_adds_what_guidance_adds_without_a_sound(plain: Hunyuan, data: TrainingData) -> None:
+    x, condition = data.latents, data.condition
+    t = torch.tensor([0.2, 0.4, 0.6, 0.8])
+    asked = torch.tensor([1.0, 2.5, 1.0, 2.5])
+    told = Condition(condition.text, condition.negative_text, condition.image, {**condition.extras, "guidance": asked})
+    due, silent = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)), torch.tensor([False, False, True, True])
+    found = recipe.target(plain, x, t, told, due, silent)
+    at, at_one = plain.velocity(x, t, told), plain.velocity(x, t, told.guided(1.0))
+    expected = torch.stack([due[0], due[1] + at[1] - at_one[1], at[2], at[3]])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_adapters_belong_to_one_teacher(taught: Path, installed: Path, tmp_path: Path) -> None:
+    before = HunyuanATI2VFamily().fingerprint("tiny")
+    assert before != HunyuanFamily().fingerprint("tiny")
+    hashes = installed / "hunyuan-tiny" / "sha256.json"
+    kept = hashes.read_text()
+    try:
+        hashes.write_text(kept + " ")
+        verify.cache_clear()
+        with pytest.raises(UsageError, match="trained from another 'hunyuan'"):
+            HunyuanATI2VFamily().load("tiny")
+        with pytest.raises(UsageError, match="begun from another"):
+            hunyuan_audio_pretrain.pretrain(taught, 1)
+    finally:
+        hashes.write_text(kept)
+        verify.cache_clear()
+
+
+def test_without_weights_one_line_says_how_to_make_them(
+    flgbench: Flgbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flgbench.models.hunyuan_family.WEIGHTS", tmp_path / "nothing")
+    refused = flgbench("run", "--model", "hunyuan-ati2v", "--dry-run")
+    assert_refused(refused, "no weights", "flgbench pretrain --model hunyuan-ati2v")
+
+
+def test_a_run_measures_how_clips_follow_and_sample_makes_them_heard(
+    taught: Path, flgbench: Flgbench, tmp_path: Path
+) -> None:
+    options = {"model": "hunyuan-ati2v", "conditions": 2, "repeated_conditions": 0, "training_clips": 16}
+    run = package.run("none", "euler-2,real", out=tmp_path / "out", **options)
+    assert not run.failed
+    table = run.table.set_index(["cell", "metric"])["value"]
+    assert (table["real", "audio_correlation"] > 0.99).all() and (table["real", "audio_lag"] == 0).all()
+    assert ("euler-2", "audio_correlation") in table.index and ("euler-2", "joint") in table.index
+    assert "Sound" in (run.folder / "report" / "tables" / "main.md").read_text()
+
+    factors = sound.draw_factors("test", [0])
+    Image.fromarray(shapes.render(factors)[0, 0].numpy()).save(tmp_path / "first.png")
+    wave = sound.waveforms(factors)[0]
+    wavfile.write(tmp_path / "beat.wav", sound.RATE, np.stack([wave, wave], 1))
+    verb = ("sample", "--student", "latest/euler-2", "--image", str(tmp_path / "first.png"), "--prompt", "a small red star")
+    verb = (*verb, "--out", str(tmp_path / "out"))
+    clips = {}
+    for name, more in (("loud", ("--audio", str(tmp_path / "beat.wav"))), ("silent", ())):
+        code, _, err = flgbench(*verb, "-o", str(tmp_path / f"{name}.mp4"), *more)
+        assert code == 0, err
+        with av.open(str(tmp_path / f"{name}.mp4")) as container:
+            assert len(container.streams.audio) == (name == "loud")
+            clips[name] = np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)])
+    assert clips["loud"].shape == clips["silent"].shape == (17, 64, 64, 3)
+    for case, says in (("none.wav", "no such file"), ("first.png", "no sound track")):
+        assert_refused(flgbench(*verb, "-o", str(tmp_path / "x.mp4"), "--audio", str(tmp_path / case)), says)
+
+
+def test_audio_for_a_family_that_hears_nothing(tmp_path: Path) -> None:
+    record = StudentRecord(tmp_path, "euler", "wanx", "tiny", "key", None, {})
+    with pytest.raises(UsageError, match="'wanx' hears nothing, hunyuan-ati2v does"):
+        student_verbs._sound(record, tmp_path / "a.wav")
+
+
+def test_a_clip_carries_its_sound(tmp_path: Path) -> None:
+    """AAC is lossy and begins late by its own delay: level and length are those of the sound."""
+    factors = sound.draw_factors("test", [1])
+    video, wave = shapes.render(factors)[0].numpy(), sound.waveforms(factors)[0]
+    write_mp4(tmp_path / "loud.mp4", video, 8, wave)
+    write_mp4(tmp_path / "silent.mp4", video, 8)
+    heard = read_sound(tmp_path / "loud.mp4", len(wave))
+    assert np.corrcoef(sound.loudness(heard[None])[0], sound.loudness(wave[None])[0])[0, 1] > 0.98
+    assert np.sqrt((heard**2).mean()) == pytest.approx(np.sqrt((wave**2).mean()), rel=0.1)
+    frames = []
+    for name in ("loud", "silent"):
+        with av.open(str(tmp_path / f"{name}.mp4")) as container:
+            frames.append(np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)]))
+    assert np.array_equal(*frames)
+    with pytest.raises(UsageError, match="no sound track"):
+        read_sound(tmp_path / "silent.mp4", len(wave))
+
+
+# Real scale
 
 
 def test_a_hearing_network_in_the_layout_of_the_published_one() -> None:
