@@ -33,7 +33,7 @@ def write_mp4(path: Path, video: np.ndarray, fps: int, sound: np.ndarray | None 
             if track is not None and sound is not None:
                 wave = np.ascontiguousarray(sound.clip(-1, 1), np.float32)[None]
                 heard = av.AudioFrame.from_ndarray(wave, format="fltp", layout="mono")
-                heard.sample_rate = RATE
+                heard.sample_rate, heard.pts = RATE, 0  # with a time the container says what the encoder put before it
                 container.mux([*track.encode(heard), *track.encode()])
         os.replace(partial, path)
     finally:

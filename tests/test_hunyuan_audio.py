@@ -348,14 +348,15 @@ def test_audio_for_a_family_that_hears_nothing(tmp_path: Path) -> None:
 
 
 def test_a_clip_carries_its_sound(tmp_path: Path) -> None:
-    """AAC is lossy and begins late by its own delay: level and length are those of the sound."""
+    """In time with the picture, nearly as it was, and the picture is what it is without."""
     factors = sound.draw_factors("test", [1])
     video, wave = shapes.render(factors)[0].numpy(), sound.waveforms(factors)[0]
     write_mp4(tmp_path / "loud.mp4", video, 8, wave)
     write_mp4(tmp_path / "silent.mp4", video, 8)
     heard = read_sound(tmp_path / "loud.mp4", len(wave))
-    assert np.corrcoef(sound.loudness(heard[None])[0], sound.loudness(wave[None])[0])[0, 1] > 0.98
-    assert np.sqrt((heard**2).mean()) == pytest.approx(np.sqrt((wave**2).mean()), rel=0.1)
+    assert np.corrcoef(heard, wave)[0, 1] > 0.99
+    with av.open(str(tmp_path / "loud.mp4")) as container:
+        assert container.streams.audio[0].duration == len(wave)
     frames = []
     for name in ("loud", "silent"):
         with av.open(str(tmp_path / f"{name}.mp4")) as container:
