@@ -165,7 +165,7 @@ class HearingTransformer(HunyuanVideoTransformer3DModel):
         """The same network with untrained adapters. Its weights are copies."""
         made = cls(**{name: plain.config[name] for name in cls._get_init_keys(type(plain)) - {"self"}}, **audio)
         made.load_state_dict(plain.state_dict(), strict=False)
-        return made.to(plain.device, plain.dtype).eval()
+        return nn.Module.to(made, plain.device, plain.dtype).eval()  # diffusers' own warns of every dtype
 
     def forward(self, *args: Any, audio: torch.Tensor | None = None, **named: Any) -> Any:
         """As the stock forward; `audio` (B, frames, audio_features), None: nothing is heard and no adapter used."""
