@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,10 +46,12 @@ def attention_backend(model: VideoModel, condition: Condition) -> str:
     return ", ".join(sorted(watched.seen)) or "math"
 
 
-def conditions_hash(images: torch.Tensor, captions: Sequence[str]) -> str:
-    """First 16 digits of the SHA-256 of the first frames (N, H, W, 3) uint8 and captions."""
+def conditions_hash(images: torch.Tensor, captions: Sequence[str], inputs: Mapping[str, torch.Tensor] | None = None) -> str:
+    """First 16 digits of the SHA-256 of the first frames (N, H, W, 3) uint8, the captions and what else is told."""
     told = hashlib.sha256(images.contiguous().numpy().tobytes())
     told.update("\n".join(captions).encode())
+    for name, value in sorted((inputs or {}).items()):
+        told.update(name.encode() + value.contiguous().numpy().tobytes())
     return told.hexdigest()[:16]
 
 
@@ -61,12 +63,13 @@ def card(
     nfe: int,
     attention: str,
     dtype: str = "float32",
+    inputs: Mapping[str, torch.Tensor] | None = None,
 ) -> dict[str, Any]:
     """What the clips of one cell were made from. Controls without a network have no sampler and no attention."""
     made = sampler.record() | {"NFE": nfe} if sampler else {}
     return {
         "conditions": len(captions),
-        "conditions_sha256": conditions_hash(images, captions),
+        "conditions_sha256": conditions_hash(images, captions, inputs),
         "clips": clips,
         "seed_rule": SEED_RULE,
         **made,

@@ -20,8 +20,9 @@ from flgbench.cells import Cell, Skipped
 from flgbench.data import shapes
 from flgbench.data.captions import captions_of
 from flgbench.metrics.descriptive import psnr
-from flgbench.metrics.table import ALL_METRICS, COLUMNS, WITHOUT_TRUTH
+from flgbench.metrics.table import ALL_METRICS, COLUMNS, SOUNDING, WITHOUT_TRUTH
 from flgbench.plan import Plan
+from flgbench.registry import registry
 from flgbench.run_settings import RunSettings
 from flgbench.runner import BLOCKED, CACHED, DONE, FAILED, WAITING, Status
 from flgbench.steps.loading import CAPTIONS
@@ -29,7 +30,7 @@ from flgbench.store import Store, write_json
 
 LATENCY = ("text_s", "denoise_s", "decode_s", "end_to_end_s")
 GALLERY_CLIPS = 12
-QUALITY = tuple(name for name in ALL_METRICS if name != "teacher_psnr" and name not in WITHOUT_TRUTH)
+QUALITY = tuple(name for name in ALL_METRICS if name != "teacher_psnr" and name not in WITHOUT_TRUTH | SOUNDING)
 
 
 def collect(
@@ -227,7 +228,7 @@ def _write_gallery(plan: Plan, store: Store, run: RunSettings, folder: Path) -> 
     if run.suite is not None:
         _write_prompts(plan, store, gallery, count)
         return
-    factors = shapes.draw_factors("test", np.arange(count))
+    factors = registry("families").get(run.model).clips.draw("test", np.arange(count))
     words = {
         "shape": shapes.SHAPES,
         "colour": shapes.COLOURS,

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from flgbench.costs import Network
+from flgbench.data.source import ClipSource
 from flgbench.errors import UsageError
 from flgbench.models.base import Placement, StudentShape, VideoModel
 from flgbench.models.published import BlockKind
@@ -77,6 +78,7 @@ class Family(ABC):
     name: ClassVar[str]
     scales: ClassVar[tuple[str, ...]]
     recipe: ClassVar[str] = "flgbench.models.tiny.pretrain"  # module that makes and reads the tiny teacher
+    clips: ClassVar[ClipSource] = ClipSource()  # that its models are trained and measured on
 
     def __init__(self, checkpoint: str | None = None, revision: str | None = None) -> None:
         self.checkpoint, self.revision = checkpoint, revision

@@ -51,6 +51,8 @@ def encode(
     family = registry("families").get(model)(checkpoint, revision)
     if scale not in family.scales:
         raise UsageError(f"--scale {scale}: family '{model}' has {', '.join(family.scales)}")
+    if family.clips.sounding:
+        raise UsageError(f"--model {model}: sound tracks of files are not encoded yet, this family's clips are procedural")
     from flgbench import environment
     from flgbench.data.videos import Shape
 

@@ -7,13 +7,19 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flgbench.errors import UsageError
 from flgbench.options import AsJson, Out
 
+if TYPE_CHECKING:
+    import numpy as np
+
+    from flgbench.students import StudentRecord
+
+QUIET = 0.05  # of the loudest procedural sound
 STUDENT = "RUN/CELL: a run's name or folder, or 'latest', and a method or a sampler of the teacher."
 
 
@@ -23,11 +29,18 @@ def sample(
     output: Annotated[Path, typer.Option("--output", "-o", help="File .mp4; for a folder of images a folder.")],
     prompt: Annotated[str | None, typer.Option(help="What the clip shows.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="CSV with columns image and prompt, for a folder of images.")] = None,
+    audio: Annotated[
+        Path | None,
+        typer.Option(help="Sound that the clip follows, for a family that hears; any file that PyAV reads."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Noise: the same seed makes the same clip.")] = 0,
     out: Out = Path("flgbench-out"),
     as_json: AsJson = False,
 ) -> None:
-    """Make clips with a student. An image is scaled to cover the model's size and cropped around its centre."""
+    """Make clips with a student. An image is scaled to cover the model's size and cropped around its centre.
+
+    A family that hears follows --audio, which the clip then carries; without it, silence.
+    """
     from flgbench import inputs
     from flgbench.students import find_student
 
@@ -44,6 +57,7 @@ def sample(
         if prompt is None or prompts is not None:
             raise UsageError(f"--image {image} is one image: give --prompt TEXT, no --prompts")
         requests = inputs.one(image, prompt, output)
+    sound = None if audio is None else _sound(record, audio)
     from flgbench.students import load
     from flgbench.video import write_mp4
 
@@ -52,12 +66,30 @@ def sample(
         for request in requests:
             for remark in loaded.model.remarks(inputs.clean_prompt(request.prompt)):
                 say(f"{request.image.name}: {remark}")
-            write_mp4(request.output, loaded.sample(request.image, request.prompt, seed, on_step), loaded.fps)
+            clip = loaded.sample(request.image, request.prompt, seed, on_step, sound)
+            write_mp4(request.output, clip, loaded.fps, sound)
             say(f"made {request.output}")
     if as_json:
         print(json.dumps({"student": f"{record.run.name}/{record.cell}", "files": [str(r.output) for r in requests]}))
     else:
         print(f"{len(requests)} {'clip' if len(requests) == 1 else 'clips'} of {record.run.name}/{record.cell}: {output}")
+
+
+def _sound(record: StudentRecord, audio: Path) -> np.ndarray:
+    """The sound in `audio`, as long as a clip of the student. Raises UsageError for what cannot be read or heard."""
+    from flgbench.data.sound import RATE
+    from flgbench.data.sound_file import level, read_sound
+    from flgbench.registry import family_of, registry
+
+    family = family_of(record.place)
+    if not family.clips.sounding:
+        hearing = [name for name in registry("families").names() if registry("families").get(name).clips.sounding]
+        raise UsageError(f"--audio: family '{record.model}' hears nothing, {', '.join(hearing)} does: leave it out")
+    preset = family.preset(record.scale)
+    wave = read_sound(audio, round(preset.clip[0] * RATE / preset.fps))
+    if level(wave) < QUIET:
+        print(f"{audio.name}: is nearly silent in the length of the clip: nothing to follow", file=sys.stderr)
+    return wave
 
 
 def export(

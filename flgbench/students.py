@@ -121,18 +121,31 @@ class Student:
     fps: int
 
     def sample(
-        self, image: Path | str | Image.Image, prompt: str, seed: int = 0, on_step: Callable[[], None] | None = None
+        self,
+        image: Path | str | Image.Image,
+        prompt: str,
+        seed: int = 0,
+        on_step: Callable[[], None] | None = None,
+        sound: np.ndarray | None = None,
     ) -> np.ndarray:
         """A clip (T, H, W, 3) uint8 that begins with `image` and does what `prompt` says.
+
+        `sound` (S,) at 16 kHz, as long as the clip (`flgbench.data.sound_file.read_sound`), is for families that hear,
+        for which none is silence; others raise UsageError.
 
         The image is scaled to cover the model's size and cropped around its centre (`flgbench.inputs.fit`). The same seed
         gives the same clip. `on_step` is called after every step. Raises UsageError for an empty prompt or an image that
         cannot be read.
         """
-        return self.model.decode(self.latents(image, prompt, seed, on_step))[0].numpy()
+        return self.model.decode(self.latents(image, prompt, seed, on_step, sound))[0].numpy()
 
     def latents(
-        self, image: Path | str | Image.Image, prompt: str, seed: int = 0, on_step: Callable[[], None] | None = None
+        self,
+        image: Path | str | Image.Image,
+        prompt: str,
+        seed: int = 0,
+        on_step: Callable[[], None] | None = None,
+        sound: np.ndarray | None = None,
     ) -> torch.Tensor:
         """The latents (1, C, T', H', W') of `sample`.
 
@@ -146,6 +159,8 @@ class Student:
 
         picture = fit(read_image(image), self.clip[1:])
         condition = self.model.condition(torch.from_numpy(picture)[None], [clean_prompt(prompt)])
+        if sound is not None:
+            condition = self.model.with_inputs(condition, {"sound": torch.from_numpy(sound)[None]})
         generator = torch.Generator().manual_seed(seed)
         cache = build_cache(self.model, self.sampler)
         branch = cache.branch if cache else nullcontext

@@ -124,18 +124,19 @@ def check_metrics(
     check_writable(out)
     from rich.progress import Progress
 
-    from flgbench.metrics.selftest import check, uncaught
+    from flgbench.metrics.selftest import check, check_sound, uncaught
     from reports.self_test import draw, lines, tabulate
 
     with Progress(disable=as_json, transient=True) as bar:
         task = bar.add_task("damaged clips", total=None)
         findings = check(conditions, lambda done, of: bar.update(task, completed=done, total=of))
-    paths = [tabulate(findings, out), *draw(findings, out)]
-    missed = uncaught(findings)
+    of_sound = check_sound(conditions)
+    paths = [tabulate(findings, out), *draw(findings, out), tabulate(of_sound, out, "check-sound")]
+    missed = uncaught([*findings, *of_sound])
     if as_json:
         print(json.dumps({"uncaught": [[f.corruption, f.measure] for f in missed], "files": [str(p) for p in paths]}))
     else:
-        print("\n".join(lines(findings)))
+        print("\n".join([*lines(findings), "of clips with a sound:", *lines(of_sound)]))
         print(f"table and heat map: {out}")
     if missed:
         raise typer.Exit(1)

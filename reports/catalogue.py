@@ -86,6 +86,11 @@ JUDGED = (
     _quality("kernel", "Kernel", "×10⁻³", 1000, 2, "zero"),
     _quality("teacher_psnr", "Teacher", "dB", 1, 1, None),
 )
+SOUND = (  # of clips with a sound
+    _quality("audio_correlation", "Follows", "", 1, 2, "high"),
+    _quality("audio_gain", "Gain", "ratio", 1, 2, "one"),
+    _quality("audio_lag", "Lag", "frames", 1, 2, None),
+)
 DIVERSITY = (
     _quality("turn_diversity", "Turn variety", "ratio", 1, 2, "high"),
     _quality("hidden_tv_turn", "Turn TV", "", 1, 3, "low"),
@@ -117,7 +122,7 @@ LATENCY = (
     Shown("denoise_batched_cfg_s", "Denoise, batched CFG", "s", 1, 3, "low", "both CFG passes in one batch, median"),
 )
 MEMORY = Shown("peak_memory_mb", "Memory", "MB", 1, 0, "low", "peak memory of the process while sampling")
-BY_KEY = {shown.key: shown for shown in (*SUITE, *ACCURACY, *MOTION, *IMAGE, *JUDGED, *DIVERSITY, *LATENCY, MEMORY)}
+BY_KEY = {shown.key: shown for shown in (*SUITE, *ACCURACY, *MOTION, *IMAGE, *JUDGED, *SOUND, *DIVERSITY, *LATENCY, MEMORY)}
 LATENCY_KEYS = frozenset(shown.key for shown in LATENCY)
 
 

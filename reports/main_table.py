@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from reports.aggregates import Estimate, Ratio, estimate, ninth_decile, ordered_cells, speedups, units, verdict
-from reports.catalogue import ACCURACY, BY_KEY, DIVERSITY, IMAGE, JUDGED, MOTION, SUITE, Shown, times
+from reports.catalogue import ACCURACY, BY_KEY, DIVERSITY, IMAGE, JUDGED, MOTION, SOUND, SUITE, Shown, times
 from reports.data import Cell, RunData
 from reports.tables import Column, Entry, Rank, Row, Table, write
 
@@ -25,9 +25,11 @@ def build(run: RunData, out: Path) -> list[Path]:
 
 
 def tables(run: RunData) -> list[Table]:
-    """Accuracy, motion, image, trained judges, diversity and speed; of a suite first what needs no truth."""
+    """Accuracy, motion, image, trained judges, diversity and speed; of a suite first what needs no truth, and of clips
+    with a sound how they follow it."""
     first = [unaided(run)] if run.run.settings.get("suite") else []
-    return [*first, accuracy(run), motion(run), image(run), judged(run), diversity(run), speed(run)]
+    heard = [sound(run)] if run.results["metric"].eq(SOUND[0].key).any() and not first else []
+    return [*first, accuracy(run), motion(run), *heard, image(run), judged(run), diversity(run), speed(run)]
 
 
 def unaided(run: RunData) -> Table:
@@ -64,6 +66,12 @@ def motion(run: RunData) -> Table:
     """Trajectory, amount and steadiness of motion."""
     caption = "Motion. The ratio is best at 1; flow and interpolation describe only: jitter raises them."
     return _measures(run, "motion", "Motion", caption, MOTION)
+
+
+def sound(run: RunData) -> Table:
+    """How the main object's size follows the sound."""
+    caption = "Sound. Size against the one asked for, frame by frame; a lag is told only where the size follows at all."
+    return _measures(run, "sound", "Sound", caption, SOUND)
 
 
 def image(run: RunData) -> Table:

@@ -32,10 +32,10 @@ def lines(findings: Sequence[Finding]) -> list[str]:
     return said
 
 
-def tabulate(findings: Sequence[Finding], out: Path) -> Path:
-    """Every finding: check-metrics.csv."""
+def tabulate(findings: Sequence[Finding], out: Path, name: str = "check-metrics") -> Path:
+    """Every finding: `name`.csv."""
     out.mkdir(parents=True, exist_ok=True)
-    path = out / "check-metrics.csv"
+    path = out / f"{name}.csv"
     pd.DataFrame([asdict(f) for f in findings]).to_csv(path, index=False)
     return path
 

@@ -17,13 +17,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Self
 
 import numpy as np
 import torch
 
+from flgbench.data.silhouettes import CORNER, SHAPES, coverage, inside
+
 FRAMES, SIZE, FPS = 17, 64, 8
 TURN_FRAME = 8
-SHAPES = ("circle", "square", "triangle", "star")
 COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
 SIZES = ("small", "medium", "large")
 DIRECTIONS = ("right", "lower right", "down", "lower left", "left", "upper left", "up", "upper right")
@@ -85,8 +87,16 @@ class Factors:
     def __len__(self) -> int:
         return len(self.index)
 
+    def select(self, index: slice | np.ndarray) -> Self:
+        """The factors of some of the clips."""
+        return type(self)(**{name: value[index] for name, value in vars(self).items()})
 
-def _uniforms(split: str, indices: np.ndarray, count: int) -> np.ndarray:
+    def growth(self) -> np.ndarray | None:
+        """(N, 17) size of the main object in every frame over its own; None where it keeps it."""
+        return None
+
+
+def uniforms(split: str, indices: np.ndarray, count: int) -> np.ndarray:
     """(N, count) uniforms in [0, 1), a hash (SplitMix64's finaliser) of split, index and column."""
     with np.errstate(over="ignore"):
         key = np.asarray(indices, np.uint64)[:, None] * np.uint64(0x9E3779B97F4A7C15)
@@ -99,7 +109,7 @@ def _uniforms(split: str, indices: np.ndarray, count: int) -> np.ndarray:
 
 
 def _extent(size: np.ndarray) -> np.ndarray:
-    return 1.45 * np.asarray(RADII)[size] + 0.5
+    return CORNER * np.asarray(RADII)[size] + 0.5
 
 
 def direction_vector(degrees: np.ndarray) -> np.ndarray:
@@ -114,7 +124,7 @@ def draw_factors(split: str, indices: Sequence[int] | np.ndarray) -> Factors:
     In `held_out` every clip has a (shape, colour) pair that no other split contains. Raises KeyError on another split.
     """
     indices = np.asarray(indices, dtype=np.int64)
-    u = _uniforms(split, indices, 40)
+    u = uniforms(split, indices, 40)
 
     def pick(column: int, n: int) -> np.ndarray:
         return np.minimum((u[:, column] * n).astype(np.int64), n - 1)
@@ -176,18 +186,6 @@ def trajectory2(factors: Factors) -> np.ndarray:
     return _quantise(np.stack([np.where(horizontal, depth, along), np.where(horizontal, along, depth)], -1))
 
 
-def _polygon(shape: str, radius: float) -> np.ndarray:
-    if shape == "square":
-        half = 0.886 * radius
-        return np.array([(-half, -half), (half, -half), (half, half), (-half, half)])
-    corners = 3 if shape == "triangle" else 10
-    angles = -np.pi / 2 + 2 * np.pi * np.arange(corners) / corners
-    radii = np.full(corners, 1.45 * radius)
-    if shape == "star":
-        radii[1::2] = 0.62 * radius
-    return np.stack([radii * np.cos(angles), radii * np.sin(angles)], -1)
-
-
 @lru_cache(maxsize=1)
 def atlas() -> torch.Tensor:
     """(shape 4, size 3, sub-y 8, sub-x 8, 28, 28) coverage in [0, 1] of every sprite at every 1/8-pixel position."""
@@ -197,34 +195,34 @@ def atlas() -> torch.Tensor:
     sprites = np.zeros((4, 3, SUB, SUB, PATCH, PATCH), np.float32)
     for i, shape in enumerate(SHAPES):
         for j, radius in enumerate(RADII):
-            if shape == "circle":
-                inside = x**2 + y**2 <= radius**2
-            else:
-                corners = _polygon(shape, radius)
-                inside = np.zeros_like(x, bool)
-                for (x0, y0), (x1, y1) in zip(corners, np.roll(corners, -1, 0), strict=True):
-                    if y0 == y1:
-                        continue
-                    crosses = (y0 > y) != (y1 > y)
-                    inside ^= crosses & (x < (x1 - x0) * (y - y0) / (y1 - y0) + x0)
+            drawn = inside(shape, radius, x, y)
             for dy in range(SUB):
                 for dx in range(SUB):
                     # A larger sub-position moves the sprite right and down, so the window moves left and up.
-                    shifted = np.roll(inside, (dy, dx), (0, 1))[: PATCH * SUB, : PATCH * SUB]
+                    shifted = np.roll(drawn, (dy, dx), (0, 1))[: PATCH * SUB, : PATCH * SUB]
                     sprites[i, j, dy, dx] = shifted.reshape(PATCH, SUB, PATCH, SUB).mean((1, 3))
     return torch.from_numpy(sprites)
 
 
-def _sprites(shape: np.ndarray, size: np.ndarray, centre: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Coverage (N, T, 28, 28) and the pixel columns and rows (N, T, 28) that it falls on."""
+def _sprites(
+    shape: np.ndarray, size: np.ndarray, centre: np.ndarray, growth: np.ndarray | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Coverage (N, T, P, P) and the pixel columns and rows (N, T, P) that it falls on. `growth` as `Factors` says."""
     corner = np.floor(centre).astype(np.int64)
-    sub = np.round((centre - corner) * SUB).astype(np.int64)
-    frames = centre.shape[1]
-    flat = ((shape * 3 + size)[:, None].repeat(frames, 1) * SUB + sub[..., 1]) * SUB + sub[..., 0]
-    coverage = atlas().view(-1, PATCH, PATCH)[torch.from_numpy(flat)]
-    ticks = torch.arange(PATCH) - PATCH // 2
+    frames, side = centre.shape[1], PATCH
+    if growth is None:
+        sub = np.round((centre - corner) * SUB).astype(np.int64)
+        flat = ((shape * 3 + size)[:, None].repeat(frames, 1) * SUB + sub[..., 1]) * SUB + sub[..., 0]
+        covered = atlas().view(-1, PATCH, PATCH)[torch.from_numpy(flat)]
+    else:
+        radius = np.asarray(RADII)[size][:, None] * growth
+        side = 2 * (math.ceil(CORNER * radius.max(initial=0)) + 1)
+        within = (centre - corner).reshape(-1, 2) + side // 2
+        drawn = coverage(shape.repeat(frames), radius.reshape(-1), within, side)
+        covered = torch.from_numpy(drawn).view(*centre.shape[:2], side, side)
+    ticks = torch.arange(side) - side // 2
     pixel = torch.from_numpy(corner)
-    return coverage, pixel[..., 0:1] + ticks, pixel[..., 1:2] + ticks
+    return covered, pixel[..., 0:1] + ticks, pixel[..., 1:2] + ticks
 
 
 def backgrounds(factors: Factors) -> torch.Tensor:
@@ -243,14 +241,21 @@ def backgrounds(factors: Factors) -> torch.Tensor:
     return (grey[..., None] * tint[:, :, None, :]).clamp(0, 255)
 
 
-def _composite(canvas: torch.Tensor, colour: np.ndarray, shape: np.ndarray, size: np.ndarray, centre: np.ndarray) -> None:
+def _composite(
+    canvas: torch.Tensor,
+    colour: np.ndarray,
+    shape: np.ndarray,
+    size: np.ndarray,
+    centre: np.ndarray,
+    growth: np.ndarray | None = None,
+) -> None:
     """Draw one object over `canvas` (N, T, 64, 64, 3) uint8, in place."""
-    coverage, columns, rows = _sprites(shape, size, centre)
+    covered, columns, rows = _sprites(shape, size, centre, growth)
     column_ok = (columns >= 0) & (columns < SIZE)
     row_ok = (rows >= 0) & (rows < SIZE)
-    visible = (coverage > 0) & row_ok[..., :, None] & column_ok[..., None, :]
+    visible = (covered > 0) & row_ok[..., :, None] & column_ok[..., None, :]
     n, t, i, j = torch.nonzero(visible, as_tuple=True)
-    alpha = coverage[n, t, i, j, None]
+    alpha = covered[n, t, i, j, None]
     flat = ((n * FRAMES + t) * SIZE + rows[n, t, i]) * SIZE + columns[n, t, j]
     pixels = canvas.view(-1, 3)
     paint = torch.from_numpy(PALETTE)[torch.from_numpy(colour)][n]
@@ -262,22 +267,23 @@ def render(factors: Factors) -> torch.Tensor:
     """(N, 17, 64, 64, 3) uint8 RGB video; the main object is drawn over the second one."""
     canvas = backgrounds(factors).round().to(torch.uint8)[:, None].expand(-1, FRAMES, -1, -1, -1).contiguous()
     _composite(canvas, factors.colour2, factors.shape2, np.zeros_like(factors.size), trajectory2(factors))
-    _composite(canvas, factors.colour, factors.shape, factors.size, trajectory(factors))
+    _composite(canvas, factors.colour, factors.shape, factors.size, trajectory(factors), factors.growth())
     return canvas
 
 
 def masks(factors: Factors) -> tuple[torch.Tensor, torch.Tensor]:
     """Coverage in [0, 1] of the main and of the visible part of the second object, each (N, 17, 64, 64) float32."""
     drawn = []
-    for shape, size, centre in (
-        (factors.shape, factors.size, trajectory(factors)),
-        (factors.shape2, np.zeros_like(factors.size), trajectory2(factors)),
+    for shape, size, centre, growth in (
+        (factors.shape, factors.size, trajectory(factors), factors.growth()),
+        (factors.shape2, np.zeros_like(factors.size), trajectory2(factors), None),
     ):
-        coverage, columns, rows = _sprites(shape, size, centre)
-        full = torch.zeros(len(factors), FRAMES, SIZE + 2 * PATCH, SIZE + 2 * PATCH)
-        ok = ((columns[..., 0] > -2 * PATCH) & (rows[..., 0] > -2 * PATCH)).nonzero(as_tuple=True)
+        covered, columns, rows = _sprites(shape, size, centre, growth)
+        side = covered.shape[-1]
+        full = torch.zeros(len(factors), FRAMES, SIZE + 2 * side, SIZE + 2 * side)
+        ok = ((columns[..., 0] > -2 * side) & (rows[..., 0] > -2 * side)).nonzero(as_tuple=True)
         n, t = (k[:, None, None] for k in ok)
-        full[n, t, rows[ok][:, :, None] + PATCH, columns[ok][:, None, :] + PATCH] = coverage[ok]
-        drawn.append(full[:, :, PATCH:-PATCH, PATCH:-PATCH])
+        full[n, t, rows[ok][:, :, None] + side, columns[ok][:, None, :] + side] = covered[ok]
+        drawn.append(full[:, :, side:-side, side:-side])
     main, second = drawn
     return main, second * (1 - main)

@@ -7,13 +7,14 @@ are deterministic: what is random is drawn from a generator with a fixed seed.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
 from torchvision.transforms.functional import gaussian_blur
 
 from flgbench.data import shapes
+from flgbench.data.sound import SoundingFactors
 
 Damage = Callable[[torch.Tensor, shapes.Factors], torch.Tensor]
 
@@ -124,6 +125,37 @@ def wrong_first_frame(video: torch.Tensor, factors: shapes.Factors) -> torch.Ten
     wrong[:, 0] = video[:, 0].roll(1, 0)
     return wrong
 
+
+def other_sound(video: torch.Tensor, factors: shapes.Factors) -> torch.Tensor:
+    """The size of the main object follows another clip's sound."""
+    assert isinstance(factors, SoundingFactors)
+    return shapes.render(replace(factors, sound=np.roll(factors.sound, 1, axis=0)))
+
+
+def unheard(video: torch.Tensor, factors: shapes.Factors) -> torch.Tensor:
+    """The main object keeps its size, as in silence."""
+    silent = {field.name: getattr(factors, field.name) for field in fields(shapes.Factors)}
+    return shapes.render(shapes.Factors(**silent))
+
+
+def late(video: torch.Tensor, factors: shapes.Factors) -> torch.Tensor:
+    """Two frames late."""
+    return video[:, (torch.arange(video.shape[1]) - 2).clamp(min=0)]
+
+
+def half_as_strong(video: torch.Tensor, factors: shapes.Factors) -> torch.Tensor:
+    """Every frame the mean of itself and of what it is in silence, as near as pixels can be."""
+    return _as_video((video.float() + unheard(video, factors).float()) / 2)
+
+
+# Of clips with a sound.
+SOUND_CORRUPTIONS = (
+    Corruption("another clip's sound", other_sound, "audio_correlation"),
+    Corruption("sound not heard", unheard, "audio_correlation"),
+    Corruption("frozen", frozen, "audio_correlation"),
+    Corruption("2 frames late", late, "audio_lag"),
+    Corruption("half as strong", half_as_strong, "audio_gain"),
+)
 
 CORRUPTIONS = (
     Corruption("blur", blur, "sharpness_ratio"),

@@ -9,12 +9,12 @@ from typing import Literal
 import numpy as np
 import torch
 
-from flgbench.data import shapes
+from flgbench.data import shapes, sound
 from flgbench.metrics import sets
-from flgbench.metrics.corruptions import CORRUPTIONS, Corruption, seeds_of
+from flgbench.metrics.corruptions import CORRUPTIONS, SOUND_CORRUPTIONS, Corruption, seeds_of
 from flgbench.metrics.learned import judged
 from flgbench.metrics.stats import Interval, bootstrap_difference
-from flgbench.metrics.table import ALL_METRICS, METRICS
+from flgbench.metrics.table import ALL_METRICS, METRICS, SOUNDING
 from flgbench.metrics.truth import measure
 
 Seen = Literal["caught", "blind", "wrong way"]
@@ -22,6 +22,8 @@ LEVEL = 0.05  # p-value below which a set of clips counts as told apart from rea
 PER_CLIP = (*(name for name in METRICS if not name.startswith("observed_")), "named_all", "clip_alignment")
 HIDDEN = ("turn", "side", "entry")
 MEASURES = (*PER_CLIP, "turn_diversity", *(f"hidden_tv_{k}" for k in HIDDEN), "mmd")
+
+UNTOUCHED = Corruption("none", lambda video, factors: video, "")
 
 
 @dataclass(frozen=True)
@@ -54,13 +56,24 @@ def check(conditions: int = 64, on_progress: Callable[[int, int], None] = lambda
     others = sets.clip_features(shapes.render(shapes.draw_factors("train", np.arange(512))))
     bandwidth = sets.median_bandwidth(others)
     null = _measured(real, factors, repeated, condition, others, bandwidth)
-    untouched = Corruption("none", lambda video, factors: video, "")
     findings: list[Finding] = []
-    for done, corruption in enumerate((untouched, *CORRUPTIONS)):
+    for done, corruption in enumerate((UNTOUCHED, *CORRUPTIONS)):
         clips = tuple(corruption.damage(v, f) for v, f in zip(real, (factors, repeated), strict=True))
         found = _measured(clips, factors, repeated, condition, others, bandwidth)
         findings += [_finding(corruption, name, null, found) for name in MEASURES]
         on_progress(done + 1, len(CORRUPTIONS) + 1)
+    return findings
+
+
+def check_sound(conditions: int = 64) -> list[Finding]:
+    """The same of real validation clips with a sound and the measures of how they follow it."""
+    factors = sound.draw_factors("validation", np.arange(conditions))
+    real = shapes.render(factors)
+    null = measure(real, factors)
+    findings = []
+    for corruption in (UNTOUCHED, *SOUND_CORRUPTIONS):
+        found = measure(corruption.damage(real, factors), factors)
+        findings += [_finding(corruption, name, null, found) for name in SOUNDING]
     return findings
 
 

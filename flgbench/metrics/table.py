@@ -76,6 +76,20 @@ METRICS: dict[str, MetricInfo] = {
     "observed_shape2": MetricInfo("class", None, "its shape, if it was ever in full view (shapes.SHAPES)", None),
 }
 
+# Of clips with a sound only: one value a clip.
+SOUNDING: dict[str, MetricInfo] = {
+    "audio_correlation": MetricInfo(
+        "correlation",
+        True,
+        "main object's size in every frame with the one that the sound asks for; 0 if it keeps still",
+        1.0,
+    ),
+    "audio_gain": MetricInfo("ratio", None, "how much the size changes over how much the sound asks for (slope)", 1.0),
+    "audio_lag": MetricInfo(
+        "frames", None, "by how many frames the size is behind the sound, where their correlation is highest", 0.0
+    ),
+}
+
 # By trained judges; they too give one value a clip. `teacher_psnr` needs the reference's clips beside a cell's own.
 JUDGED: dict[str, MetricInfo] = {
     "named_all": MetricInfo(
@@ -146,4 +160,4 @@ WITHOUT_TRUTH: dict[str, MetricInfo] = {
     ),
 }
 
-ALL_METRICS = METRICS | JUDGED | SET_METRICS | WITHOUT_TRUTH
+ALL_METRICS = METRICS | SOUNDING | JUDGED | SET_METRICS | WITHOUT_TRUTH

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 
 from flgbench.data import shapes
+from flgbench.metrics import alignment
 from flgbench.metrics.descriptive import against_truth, drifts, psnr
 from flgbench.metrics.second import measure_second
-from flgbench.metrics.table import METRICS, MetricInfo
+from flgbench.metrics.table import METRICS, SOUNDING, MetricInfo
 from flgbench.metrics.tracking import Track, core_colour, overlap, patches, templates, track_main
 
 __all__ = ["METRICS", "MetricInfo", "measure"]
@@ -31,23 +32,21 @@ _CHUNK = 32  # clips at a time: keeps memory below 200 MB
 
 
 def measure(video: torch.Tensor, factors: shapes.Factors) -> dict[str, np.ndarray]:
-    """Every metric of `METRICS` for `video` (N, 17, 64, 64, 3) uint8, each float64 (N,); NaN = not observable."""
+    """Every metric of `METRICS` for `video` (N, 17, 64, 64, 3) uint8, each float64 (N,); NaN = not observable.
+
+    Of clips with a sound also those of `SOUNDING`. The others take a size that follows it as they take that of real clips.
+    """
     if video.dtype != torch.uint8 or video.shape[1:] != (shapes.FRAMES, shapes.SIZE, shapes.SIZE, 3):
         raise ValueError(f"expected uint8 video (N, 17, 64, 64, 3), got {video.dtype} {tuple(video.shape)}")
     if len(video) != len(factors):
         raise ValueError(f"{len(video)} videos but factors of {len(factors)}")
     if not len(video):
-        return {name: np.zeros(0) for name in METRICS}
+        return {name: np.zeros(0) for name in (METRICS if factors.growth() is None else METRICS | SOUNDING)}
     parts = [
-        _measure_chunk(video[i : i + _CHUNK].cpu(), select(factors, slice(i, i + _CHUNK)))
+        _measure_chunk(video[i : i + _CHUNK].cpu(), factors.select(slice(i, i + _CHUNK)))
         for i in range(0, len(video), _CHUNK)
     ]
-    return {name: np.concatenate([part[name] for part in parts]) for name in METRICS}
-
-
-def select(factors: shapes.Factors, index: slice | np.ndarray) -> shapes.Factors:
-    """The factors of some of the clips."""
-    return shapes.Factors(**{name: value[index] for name, value in vars(factors).items()})
+    return {name: np.concatenate([part[name] for part in parts]) for name in (METRICS | SOUNDING) if name in parts[0]}
 
 
 def _measure_chunk(video: torch.Tensor, factors: shapes.Factors) -> dict[str, np.ndarray]:
@@ -65,6 +64,8 @@ def _measure_chunk(video: torch.Tensor, factors: shapes.Factors) -> dict[str, np
         **_motion(track, factors),
         **measure_second(video, background, track, factors.colour, factors.size),
     }
+    if (due := factors.growth()) is not None:
+        result |= alignment.follows(alignment.sizes(track, factors), due)
     parts = [result[name] for name in ("presence", "colour", "shape", "direction", "second_present")]
     return {**result, "joint": np.stack(parts).min(0)}
 

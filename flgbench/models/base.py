@@ -295,4 +295,13 @@ class VideoModel(ABC):
 
     @abstractmethod
     def condition(self, images: torch.Tensor, captions: Sequence[str]) -> Condition:
-        """Everything the denoiser is told about a batch of clips."""
+        """Everything the denoiser is told about a batch of clips; of what else it can be told (`with_inputs`), nothing."""
+
+    def with_inputs(self, condition: Condition, inputs: Mapping[str, torch.Tensor]) -> Condition:
+        """`condition` with what its clips tell besides first frames and captions, (B, ...) each: `ClipSource.inputs`.
+
+        Raises UsageError for inputs that this model is not told.
+        """
+        if inputs:
+            raise UsageError(f"this family's network is told no {', '.join(inputs)}")
+        return condition

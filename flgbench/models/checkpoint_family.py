@@ -50,7 +50,8 @@ class CheckpointFamily(Family, Generic[P]):
         """Raise UsageError where a checkpoint was named for the tiny scale."""
         if self.checkpoint or self.revision:
             known = ", ".join(self.checkpoints)
-            raise UsageError(f"--checkpoint and --revision need --scale {known}: the tiny weights ship with the package")
+            use = f"need --scale {known}" if known else f"are not for family '{self.name}', of which no checkpoint is public"
+            raise UsageError(f"--checkpoint and --revision {use}: the tiny weights ship with the package")
 
     def facts(self, scale: str) -> P:
         """As published; where a checkpoint was named, with what its folder says."""
@@ -63,7 +64,7 @@ class CheckpointFamily(Family, Generic[P]):
         found.check(None if self.checkpoint else self.checkpoints[scale])
         return found
 
-    def clips(self, scale: str) -> ClipSettings:
+    def clip_settings(self, scale: str) -> ClipSettings:
         """The clips that the checkpoint makes."""
         facts = self.facts(scale)
         return ClipSettings(facts.clip, facts.text_length, facts.negative_caption)

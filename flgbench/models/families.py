@@ -71,7 +71,7 @@ class WanXFamily(CheckpointFamily[WanCheckpoint]):
         if scale == TINY:
             self.verify_tiny()
             return WanX.load(self.folder(scale), placement=placement or Placement())
-        return WanX.load(self.checked(scale).folder, self.clips(scale), placement or real_placement())
+        return WanX.load(self.checked(scale).folder, self.clip_settings(scale), placement or real_placement())
 
     def untrained(self, scale: str, clip: tuple[int, int, int], device: str, dtype: torch.dtype) -> VideoModel:
         from flgbench.models import wan_random

@@ -25,7 +25,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoImageToVideoPipeline, HunyuanVideoTransformer3DModel
@@ -118,6 +118,7 @@ class Hunyuan(Denoiser):
     lists = {"transformer_blocks": "num_layers", "single_transformer_blocks": "num_single_layers"}
     entrance = "x_embedder.proj"
     vae, tokenizer = Held(), Held()
+    denoiser_class: ClassVar[type[HunyuanVideoTransformer3DModel]] = HunyuanVideoTransformer3DModel
 
     def __init__(
         self,
@@ -148,7 +149,7 @@ class Hunyuan(Denoiser):
         )
 
     @classmethod
-    def load(cls, folder: Path, placement: Placement = ON_CPU, clips: ClipSettings | None = None) -> Hunyuan:
+    def load(cls, folder: Path, placement: Placement = ON_CPU, clips: ClipSettings | None = None) -> Self:
         """The diffusers folder with `clips`, by default those of its flgbench.json. Frozen, eval mode.
 
         The prompt template is the stock pipeline's unless the flgbench.json names another. Denoiser and text encoders are
@@ -174,7 +175,7 @@ class Hunyuan(Denoiser):
             clips.text_length,
         )
         return cls(
-            part(HunyuanVideoTransformer3DModel, folder / "transformer", placement.dtype, to_device, before=fits),
+            part(cls.denoiser_class, folder / "transformer", placement.dtype, to_device, before=fits),
             part(AutoencoderKLHunyuanVideo, folder / "vae", torch.float32, fold_convolutions if whole else unchanged),
             reader,
             clips.clip,
@@ -182,9 +183,9 @@ class Hunyuan(Denoiser):
             placement=placement,
         )
 
-    def with_transformer(self, folder: Path) -> Hunyuan:
+    def with_transformer(self, folder: Path) -> Self:
         """The same encoders with the denoiser stored in `folder`."""
-        denoiser = HunyuanVideoTransformer3DModel.from_pretrained(folder, dtype=self.dtype).to(self.device)
+        denoiser = self.denoiser_class.from_pretrained(folder, dtype=self.dtype).to(self.device)
         twin = self._twin(prepared(denoiser).requires_grad_(False).eval())
         for block, kind in zip(twin.blocks, json.loads((folder / SELF_ATTENTION).read_text()), strict=True):
             set_kind(block, kind, self.token_frames)
@@ -203,19 +204,24 @@ class Hunyuan(Denoiser):
         return output[0]
 
     def _velocity(self, x: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
-        dtype, condition = self.dtype, condition.to(self.device)
-        extras = condition.extras
-        guided = self.transformer.config.guidance_embeds
+        condition = condition.to(self.device)
         predicted = self.transformer(
-            hidden_states=torch.cat([condition.image, x[:, :, 1:]], dim=2).to(dtype),
+            hidden_states=torch.cat([condition.image, x[:, :, 1:]], dim=2).to(self.dtype),
             timestep=t * 1000,  # diffusers counts time from 0 to 1000
-            encoder_hidden_states=condition.text.to(dtype),
-            encoder_attention_mask=extras["text_mask"],
-            pooled_projections=extras["pooled"].to(dtype),
-            guidance=extras["guidance"].to(dtype) * 1000 if guided else None,  # and guidance in thousandths
             return_dict=False,
+            **self._arguments(condition),
         )[0].float()
         return with_given_frame(predicted, x, t, condition.image)
+
+    def _arguments(self, condition: Condition) -> dict[str, Any]:
+        """What the network's forward is told besides latents and times."""
+        extras, guided = condition.extras, self.transformer.config.guidance_embeds
+        return {
+            "encoder_hidden_states": condition.text.to(self.dtype),
+            "encoder_attention_mask": extras["text_mask"],
+            "pooled_projections": extras["pooled"].to(self.dtype),
+            "guidance": extras["guidance"].to(self.dtype) * 1000 if guided else None,  # in thousandths
+        }
 
     @property
     def self_attention(self) -> tuple[SelfAttention, ...]:

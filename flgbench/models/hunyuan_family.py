@@ -30,6 +30,7 @@ class HunyuanFamily(CheckpointFamily[HunyuanCheckpoint]):
     checkpoints = CHECKPOINTS
     layout = HunyuanFolder
     recipe = "flgbench.models.tiny.hunyuan_pretrain"
+    effort = "hours on two cores"  # of making the tiny weights
 
     def preset(self, scale: str) -> FamilyPreset:
         if scale == TINY:
@@ -72,7 +73,7 @@ class HunyuanFamily(CheckpointFamily[HunyuanCheckpoint]):
         if not (folder / HASHES).exists():
             raise UsageError(
                 f"no weights in {folder}: none ship for '{self.name}' yet; make them with "
-                f"`flgbench pretrain --model {self.name}` (hours on two cores)"
+                f"`flgbench pretrain --model {self.name}` ({self.effort})"
             )
         verify(folder)
 
@@ -85,7 +86,7 @@ class HunyuanFamily(CheckpointFamily[HunyuanCheckpoint]):
         if scale == TINY:
             self.verify_tiny()
             return Hunyuan.load(self.folder(scale), placement or Placement())
-        return Hunyuan.load(self.checked(scale).folder, placement or real_placement(), self.clips(scale))
+        return Hunyuan.load(self.checked(scale).folder, placement or real_placement(), self.clip_settings(scale))
 
     def untrained(self, scale: str, clip: tuple[int, int, int], device: str, dtype: torch.dtype) -> VideoModel:
         from flgbench.models import hunyuan_random

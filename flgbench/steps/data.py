@@ -19,7 +19,7 @@ from flgbench.data import shapes
 from flgbench.data.captions import captions_of
 from flgbench.errors import UsageError
 from flgbench.models.base import Condition, VideoModel
-from flgbench.steps.loading import CAPTIONS, ENCODED, load_teacher, preset_of
+from flgbench.steps.loading import CAPTIONS, ENCODED, clips_of, load_teacher, preset_of
 from flgbench.store import Store, sha256, write_json
 
 CLIPS_AT_ONCE = 16
@@ -31,12 +31,14 @@ def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
     if "suite" in step.settings:
         return _encode_suite(step, store, folder)
     model, split, count = load_teacher(step), step.settings["split"], step.settings["count"]
+    clips = clips_of(step)
     latents, conditions = [], []
     for start in range(0, count, CLIPS_AT_ONCE):
-        factors = shapes.draw_factors(split, np.arange(start, min(start + CLIPS_AT_ONCE, count)))
+        factors = clips.draw(split, np.arange(start, min(start + CLIPS_AT_ONCE, count)))
         video = shapes.render(factors)
         latents.append(model.encode_video(video))
-        conditions.append(model.condition(video[:, 0], captions_of(factors)))
+        told = model.condition(video[:, 0], captions_of(factors))
+        conditions.append(model.with_inputs(told, clips.inputs(factors)))
         store.event(step.key, "progress", fraction=min(1.0, (start + CLIPS_AT_ONCE) / count))
     model.release_encoders()  # the process goes on to other steps, which read what is written here
     condition = Condition.concatenate(conditions)

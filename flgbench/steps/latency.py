@@ -40,20 +40,23 @@ def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
     for name, content in settings.get("generators", {}).items():
         timers[name] = partial(open_models.time_clip, open_models.load(content, preset_of(step)))
 
+    def inputs_of(pairs: slice) -> dict[str, torch.Tensor]:
+        return {name: value[pairs] for name, value in told.inputs.items()}
+
     def first_clip(name: str) -> float:
-        return timers[name](images[:1], captions[:1], 0)["end_to_end_s"]
+        return timers[name](images[:1], captions[:1], 0, inputs=inputs_of(slice(0, 1)))["end_to_end_s"]
 
     warmups = {name: warm_up(partial(first_clip, name)) for name in timers}
     rows, peaks = [], dict[str, float]()
     for done, (pair, name) in enumerate(interleaved(list(timers), settings["pairs"]), start=1):
         one = slice(pair, pair + 1)
         with DeviceMemory() as memory:
-            times = timers[name](images[one], captions[one], pair)
+            times = timers[name](images[one], captions[one], pair, inputs=inputs_of(one))
         if memory.growth is not None and name in models:
             peaks[name] = max(peaks.get(name, 0.0), (weight_bytes(models[name]) + memory.growth) / 2**20)
         rows += [{"cell": name, "condition": pair, "metric": k, "value": v} for k, v in times.items()]
         if name == settings["reference"] and pair % BATCHED_EVERY == 0:
-            batched = timers[name](images[one], captions[one], pair, batched_cfg=True)
+            batched = timers[name](images[one], captions[one], pair, batched_cfg=True, inputs=inputs_of(one))
             rows.append({"cell": name, "condition": pair, "metric": "denoise_batched_cfg_s", "value": batched["denoise_s"]})
         if done % len(timers) == 0:
             store.event(step.key, "progress", fraction=(pair + 1) / settings["pairs"])

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,8 +16,8 @@ from flgbench.cells import Step
 from flgbench.contracts import FamilyPreset
 from flgbench.data import shapes
 from flgbench.data.captions import captions_of
+from flgbench.data.source import ClipSource
 from flgbench.errors import UsageError
-from flgbench.metrics.truth import select
 from flgbench.models.base import Condition, VideoModel
 from flgbench.registry import family_of
 from flgbench.stage import TrainingData
@@ -25,6 +25,7 @@ from flgbench.store import Store, sha256
 
 ENCODED = "encoded.json"  # of a verified encoded set: its manifest's hash
 CAPTIONS = "captions.json"  # of a suite, beside its first frames
+PLAIN = ClipSource()
 TEST = "test"  # the split that everything is evaluated on, but for a search
 
 
@@ -40,6 +41,10 @@ def load_teacher(step: Step) -> VideoModel:
 def forget_teacher() -> None:
     """The next step loads it again: for one that leaves it changed."""
     _teacher.cache_clear()
+
+
+def clips_of(step: Step) -> ClipSource:
+    return family_of(step.settings).clips
 
 
 def preset_of(step: Step) -> FamilyPreset:
@@ -68,7 +73,7 @@ def load_encoded(step: Step, source: Path) -> TrainingData:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What clips are made from: first frames (N, H, W, 3) uint8 and captions.
+    """What clips are made from: first frames (N, H, W, 3) uint8 and captions, and what else a family's clips tell.
 
     `factors` are the procedural truth, None for a suite; `condition` is a suite's, encoded with it.
     """
@@ -77,6 +82,7 @@ class Evaluated:
     captions: list[str]
     factors: shapes.Factors | None
     condition: Condition | None = None
+    inputs: Mapping[str, torch.Tensor] = field(default_factory=dict)  # see `ClipSource.inputs`
 
 
 @lru_cache(maxsize=1)
@@ -90,8 +96,9 @@ def load_suite(folder: Path) -> Evaluated:
 def evaluated(step: Step, store: Store, count: int) -> Evaluated:
     """The first `count` conditions of the step's suite, from the beginning again where it has fewer; or of its split."""
     if "suite" not in step.settings:
-        factors = evaluation_factors(count, step.settings.get("split", TEST))
-        return Evaluated(shapes.render(factors)[:, 0], captions_of(factors), factors)
+        clips = clips_of(step)
+        factors = evaluation_factors(count, step.settings.get("split", TEST), clips)
+        return Evaluated(shapes.render(factors)[:, 0], captions_of(factors), factors, inputs=clips.inputs(factors))
     whole = load_suite(store.path(step.inputs["data"]))
     index = torch.arange(count) % len(whole.captions)
     return replace(whole, first_frames=whole.first_frames[index], captions=[whole.captions[i] for i in index.tolist()])
@@ -103,15 +110,15 @@ def load_denoiser(step: Step, store: Store, role: str) -> VideoModel:
     return teacher.with_transformer(store.path(step.inputs[role]) / "transformer") if role in step.inputs else teacher
 
 
-def evaluation_factors(count: int, split: str = TEST) -> shapes.Factors:
+def evaluation_factors(count: int, split: str = TEST, clips: ClipSource = PLAIN) -> shapes.Factors:
     """Factors of the first `count` conditions of a split: 'test', or 'validation' for a search."""
-    return shapes.draw_factors(split, np.arange(count))
+    return clips.draw(split, np.arange(count))
 
 
-def true_outcomes(ids: Sequence[tuple[int, int]], split: str = TEST) -> shapes.Factors:
+def true_outcomes(ids: Sequence[tuple[int, int]], split: str = TEST, clips: ClipSource = PLAIN) -> shapes.Factors:
     """Factors of the true clip of every (condition, sample): for samples after the first the hidden turn is drawn anew."""
     conditions, samples = (np.array(column) for column in zip(*ids, strict=True))
-    own = select(evaluation_factors(int(conditions.max()) + 1, split), conditions)
+    own = evaluation_factors(int(conditions.max()) + 1, split, clips).select(conditions)
     fresh = shapes.draw_factors("validation", conditions * 1_000 + samples).turn
     return replace(own, turn=np.where(samples > 0, fresh, own.turn))
 

@@ -18,8 +18,8 @@ from flgbench.metrics import learned, sets, suite
 from flgbench.metrics.judges import classifier
 from flgbench.metrics.judges.lpips_first_frame import why_not
 from flgbench.metrics.table import ALL_METRICS
-from flgbench.metrics.truth import measure, select
-from flgbench.steps.loading import TEST, Evaluated, evaluated, evaluation_factors
+from flgbench.metrics.truth import measure
+from flgbench.steps.loading import TEST, Evaluated, clips_of, evaluated, evaluation_factors
 from flgbench.store import Store
 
 HIDDEN = ("turn", "side", "entry")
@@ -36,7 +36,8 @@ def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
         told = evaluated(step, store, int(conditions.max()) + 1)
         of_suite(video, told, conditions, samples).to_parquet(folder / "results.parquet")
         return {"clips": len(video)}
-    factors = select(evaluation_factors(int(conditions.max()) + 1, step.settings.get("split", TEST)), conditions)
+    split = step.settings.get("split", TEST)
+    factors = evaluation_factors(int(conditions.max()) + 1, split, clips_of(step)).select(conditions)
     measured = measure(video, factors)
     judged, features = learned.judged(video, factors)
     tables = [

@@ -17,7 +17,7 @@ from flgbench.errors import StageFailure
 from flgbench.models.flops import pass_flops
 from flgbench.registry import resolve
 from flgbench.sampling import SamplerSettings, build_cache, generate
-from flgbench.steps.loading import TEST, evaluated, identities, load_clips, load_denoiser, preset_of, true_outcomes
+from flgbench.steps.loading import TEST, clips_of, evaluated, identities, load_clips, load_denoiser, preset_of, true_outcomes
 from flgbench.store import Store, write_json
 
 CLIPS_AT_ONCE = 4  # on a CPU more do not fit its caches, and each clip takes longer
@@ -44,7 +44,7 @@ def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
         if sampler is None:
             truth = first_frames.new_empty(len(chosen), 0, *first_frames.shape[1:])
             if told.factors is not None:
-                truth = shapes.render(true_outcomes(chosen, split))
+                truth = shapes.render(true_outcomes(chosen, split, clips_of(step)))
             batch = EvaluationBatch(condition, first_frames[index], truth, chosen, [captions[c] for c, _ in chosen])
             videos.append(baseline.generate(model, batch))
         else:
@@ -56,7 +56,7 @@ def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
     write_json(folder / "identities.json", ids)
     attention = attention_backend(model, conditions.select(slice(0, 1))) if sampler else ""
     dtype = own.facts["dtype"] if own else str(model.dtype).removeprefix("torch.")
-    made = card(first_frames, captions, len(ids), sampler, nfe, attention, dtype)
+    made = card(first_frames, captions, len(ids), sampler, nfe, attention, dtype, told.inputs)
     if own:
         return {"nfe": own.facts["nfe"], "open": dict(own.facts), "card": made}
     facts = {"nfe": nfe, "parameters": model.n_parameters, "blocks": len(model.blocks), "card": made}

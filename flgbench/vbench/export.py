@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from flgbench.data import shapes
 from flgbench.data.captions import captions_of
 from flgbench.errors import UsageError
-from flgbench.steps.loading import CAPTIONS, evaluation_factors, load_suite
+from flgbench.registry import family_of
+from flgbench.steps.loading import CAPTIONS, PLAIN, evaluation_factors, load_suite
 from flgbench.store import Store, sha256, write_json
 from flgbench.video import CODEC, write_mp4
 
@@ -75,12 +76,14 @@ def sample_key(run: Path, cell: str) -> str:
 def _conditions(run: Path, store: Store, key: str, count: int) -> tuple[np.ndarray, list[str], str]:
     """First frames (N, H, W, 3), captions and what they are, of the first `count` conditions of the artifact `key`."""
     plan = run / "plan.json"
-    steps = json.loads(plan.read_text()).get("steps", []) if plan.exists() else []
+    record = json.loads(plan.read_text()) if plan.exists() else {}
+    steps = record.get("steps", [])
     data = next((s["inputs"].get("data") for s in steps if s["key"] == key), None)
     if data and (store.path(data) / CAPTIONS).exists():
         told = load_suite(store.path(data))
         return told.first_frames.numpy(), told.captions, "made from a suite of images and prompts"
-    factors = evaluation_factors(count)
+    clips = family_of(record["settings"]).clips if "settings" in record else PLAIN
+    factors = evaluation_factors(count, clips=clips)
     return shapes.render(factors)[:, 0].numpy(), captions_of(factors), "procedural clips, not VBench's images"
 
 

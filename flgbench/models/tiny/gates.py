@@ -23,8 +23,8 @@ from flgbench.data import shapes
 from flgbench.data.captions import captions_of
 from flgbench.metrics import sets
 from flgbench.metrics.stats import bootstrap_mean
-from flgbench.metrics.table import METRICS
-from flgbench.metrics.truth import measure, select
+from flgbench.metrics.table import ALL_METRICS
+from flgbench.metrics.truth import measure
 from flgbench.models.base import VideoModel
 from flgbench.sampling import SamplerSettings, generate
 from flgbench.shipped import HASHES
@@ -44,6 +44,7 @@ TEACHER_GATES = {
     "hidden side": ("hidden_tv_side", "value", "<=", 0.15),
     "hidden entry": ("hidden_tv_entry", "value", "<=", 0.15),
 }
+SOUND_GATES = {"size follows the sound": ("audio_correlation", "mean", ">=", 0.8)}  # where the family's clips have one
 CFG, EMBEDDED = "euler 50 x CFG", "euler 50, embedded guidance"
 PRUNED, ROUND_TRIP = "3 middle blocks deleted", "vae round trip"
 
@@ -87,7 +88,8 @@ def measure_gates(family: Family, conditions: int, seeds: int, folder: Path) -> 
     with ProcessPoolExecutor(environment.cores(), context, torch.set_num_threads, (1,)) as pool:
         rows = dict(zip(names, pool.map(measure_one, names), strict=True))
     decode = _decode_seconds(model)
-    gates = {name: _judge(rows[teacher_row(preset)], *gate) for name, gate in TEACHER_GATES.items()}
+    due = TEACHER_GATES | (SOUND_GATES if family.clips.sounding else {})
+    gates = {name: _judge(rows[teacher_row(preset)], *gate) for name, gate in due.items()}
     psnr = rows[ROUND_TRIP]["psnr"]
     gates["VAE round trip PSNR"] = {"value": psnr, "limit": ">= 30", "passed": psnr >= 30}
     share = decode / _denoise_seconds(model, preset.teacher_sampler())
@@ -114,7 +116,7 @@ def _load(family: Family, folder: Path) -> VideoModel:
 
 def _row(name: str, family: Family, conditions: int, seeds: int, folder: Path) -> dict[str, Any]:
     """What the gates' table says of one row."""
-    factors = shapes.draw_factors("validation", np.arange(conditions))
+    factors = family.clips.draw("validation", np.arange(conditions))
     video = shapes.render(factors)
     if name == "real":
         return _summary(measure(video, factors), np.arange(conditions))
@@ -122,7 +124,7 @@ def _row(name: str, family: Family, conditions: int, seeds: int, folder: Path) -
     if name == ROUND_TRIP:
         through = torch.cat([model.decode(model.encode_video(v)) for v in video.split(16)])
         return _summary(measure(through, factors), np.arange(conditions)) | {"psnr": _psnr(through, video)}
-    condition = model.condition(video[:, 0], captions_of(factors))
+    condition = model.with_inputs(model.condition(video[:, 0], captions_of(factors)), family.clips.inputs(factors))
     sampler = row_samplers(family.preset("tiny"))[name]
     return _sampled(model.without_blocks(middle(model)) if name == PRUNED else model, condition, sampler, factors, seeds)
 
@@ -142,7 +144,7 @@ def _summary(measured: dict[str, np.ndarray], conditions: np.ndarray) -> dict[st
         if not seen.any():
             row[name] = {"mean": float("nan"), "n": 0}
             continue
-        found = bootstrap_mean(values[seen], conditions[seen], draws=2000, share=METRICS[name].unit == "share")
+        found = bootstrap_mean(values[seen], conditions[seen], draws=2000, share=ALL_METRICS[name].unit == "share")
         low, high = round(found.low, 4), round(found.high, 4)
         median = float(np.median(values[seen]))
         row[name] = {"mean": found.value, "low": low, "high": high, "median": median, "n": int(seen.sum())}
@@ -159,7 +161,7 @@ def _sampled(model: VideoModel, condition, sampler: SamplerSettings, factors, se
         latents, _ = generate(model, condition.select(torch.tensor([c for c, _ in chosen])), chosen, sampler)
         videos.append(model.decode(latents))
     conditions = np.array([c for c, _ in ids])
-    return _summary(measure(torch.cat(videos), select(factors, conditions)), conditions)
+    return _summary(measure(torch.cat(videos), factors.select(conditions)), conditions)
 
 
 def _psnr(a: torch.Tensor, b: torch.Tensor) -> float:
