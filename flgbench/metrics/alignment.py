@@ -38,7 +38,7 @@ def follows(size: np.ndarray, due: np.ndarray) -> dict[str, np.ndarray]:
     """
     known = np.isfinite(size)
     seen = (known.sum(1) >= _FRAMES) & (due.std(1) > 0)
-    at_lag = np.stack([_correlation(*_shifted(size, due, lag)) for lag in LAGS])
+    at_lag = np.stack([_correlation(*_shifted(size, due, int(lag))) for lag in LAGS])
     best = at_lag.argmax(0)
     dx, dy, _ = _centred(due, size)
     gain = (dx * dy).sum(1) / np.maximum((dx**2).sum(1), 1e-9)
