@@ -28,10 +28,12 @@ class HunyuanATI2VFamily(HunyuanFamily):
     effort = "half an hour on one core"
 
     def load(self, scale: str, placement: Placement | None = None) -> VideoModel:
+        from flgbench.models.hunyuan import Hunyuan
         from flgbench.models.hunyuan_audio import HearingHunyuan
 
         self.verify_tiny()
         plain = HunyuanFamily().load(scale, placement)
+        assert isinstance(plain, Hunyuan)
         return HearingHunyuan.around(plain).with_transformer(self.folder(scale) / "transformer")
 
     def verify_tiny(self) -> None:
