@@ -507,7 +507,15 @@ def test_the_verb_makes_a_teacher(flgbench: Flgbench, tiny_model, tmp_path: Path
         torch.testing.assert_close(mine, kept, rtol=1e-3, atol=1e-4)  # stored in half precision
     assert json.loads((folder / "recipe.json").read_text())["training"]["trained"] == 2
     assert sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) < 15e6
-    assert_refused(flgbench(*verb, "--continue-from", str(folder)), "--continue-from", "--work")
+    on, further = tmp_path / "on", tmp_path / "further"
+    on_verb = ("pretrain", "--model", "hunyuan", "--work", str(on), "--target", str(further), "--conditions", "8")
+    code, _, err = flgbench(*on_verb, "--continue-from", str(folder))
+    assert code == 0, err
+    told = json.loads((further / "recipe.json").read_text())
+    assert told["continued_from"]["training"]["trained"] == 2 and "--continue-from" in told["command"]
+    assert (further / "start-dit-log.jsonl").read_text() == (folder / "dit-log.jsonl").read_text()
+    begun = hunyuan_pretrain._start(on, "transformer")
+    assert begun is not None and all(torch.equal(begun[k], v) for k, v in loaded.transformer.state_dict().items())
     assert_refused(flgbench("pretrain", "--model", "hunyuan", "--gates", "--target", str(work)), "no teacher in")
 
 

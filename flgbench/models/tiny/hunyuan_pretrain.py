@@ -17,7 +17,6 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file, save_file
 
 from flgbench.data import shapes
-from flgbench.errors import UsageError
 from flgbench.models.families import WanXFamily
 from flgbench.models.hunyuan import Hunyuan
 from flgbench.models.stock import save_pipeline, tidy_folder
@@ -27,6 +26,7 @@ from flgbench.shipped import HASHES, write_hashes
 from flgbench.store import sha256
 
 CLIPS = 2048
+START = "start.safetensors"
 
 
 def load(folder: Path) -> Hunyuan:
@@ -54,8 +54,26 @@ def pretrain(work: Path, processes: int) -> Hunyuan:
 
 
 def start_from(weights: Path, work: Path) -> None:
-    """Raises UsageError: this recipe continues in its work folder."""
-    raise UsageError("--continue-from: this family's training continues in its --work folder; leave the option out")
+    """Let the pretraining in `work` go on from a teacher's folder: all its parts are trained on but the text encoders.
+
+    What the teacher was told by its own recipe is kept beside it. Does nothing in a work folder that has begun already.
+    """
+    if (work / START).exists():
+        return
+    work.mkdir(parents=True, exist_ok=True)
+    model = Hunyuan.load(weights)
+    hunyuan_text.save(model.reader, work)
+    shutil.copy(weights / "text-log.jsonl", work)
+    shutil.copy(weights / "recipe.json", work / "start-recipe.json")
+    for part in ("vae", "dit"):
+        shutil.copy(weights / f"{part}-log.jsonl", work / f"start-{part}-log.jsonl")
+    parts = {"vae": model.vae, "transformer": model.transformer}
+    weights_of = {f"{name}/{k}": v.clone() for name, module in parts.items() for k, v in module.state_dict().items()}
+    save_file(weights_of, work / START)
+
+
+def _start(work: Path, part: str) -> dict[str, torch.Tensor] | None:
+    return _under(work / START, f"{part}/") if (work / START).exists() else None
 
 
 def _guide() -> WanX:
@@ -76,13 +94,15 @@ def _guide_latents(work: Path) -> dict[str, torch.Tensor]:
 def train_vae(work: Path) -> None:
     """The autoencoder in `work`, to the end."""
     torch.set_num_threads(1)
-    hunyuan_vae.train(_guide_latents(work)["video"], work)
+    hunyuan_vae.train(_guide_latents(work)["video"], work, start=_start(work, "vae"))
 
 
 def train_denoiser(work: Path) -> None:
     """The denoiser in `work`, to the end."""
     torch.set_num_threads(1)
     model = hunyuan.build(hunyuan_vae.build(), hunyuan_text.train(work))
+    if (start := _start(work, "transformer")) is not None:
+        model.transformer.load_state_dict(start)
     hunyuan.train(model, _guide(), _guide_latents(work), work)
 
 
@@ -144,9 +164,12 @@ def export(model: Hunyuan, work: Path, folder: Path) -> None:
         },
         "command": "flgbench pretrain --model hunyuan",
     }
+    if (work / START).exists():
+        recipe["command"] += " --continue-from FOLDER"
+        recipe["continued_from"] = json.loads((work / "start-recipe.json").read_text())
     (partial / "recipe.json").write_text(json.dumps(recipe, indent=1) + "\n")
-    for log in ("text-log.jsonl", "vae-log.jsonl", "dit-log.jsonl"):
-        shutil.copy(work / log, partial / log)
+    for log in sorted(work.glob("*-log.jsonl")):
+        shutil.copy(log, partial / log.name)
     write_hashes(partial)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)

@@ -36,6 +36,7 @@ from flgbench.training_log import TrainingLog
 
 STEPS, BATCH, LR, SEED = 400, 32, 2e-3, 0
 PATCHES = 16  # image tokens
+WEIGHTS = "text.safetensors"
 SPECIAL = ("<pad>", "</s>", "<unk>", "<image>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "assistant")
 # The stock pipeline finds the caption's end by the last <|end_header_id|> and cuts the four tokens up to it out. A single
 # prompt that has only two of them it takes for one whose end was lost: there are three.
@@ -118,10 +119,14 @@ def _words_loss(reader: TextReader, head: nn.Linear, captions: list[str]) -> tor
     return F.binary_cross_entropy_with_logits(head(pooled), there)
 
 
+def _encoders(reader: TextReader) -> dict[str, nn.Module]:
+    return {"text_encoder": reader.text_encoder, "text_encoder_2": reader.parts["text_encoder_2"]}
+
+
 def train(folder: Path, steps: int = STEPS, report_every: int = 25) -> TextReader:
     """Train both; the weights are kept in `folder/text.safetensors`, and read from there when it exists."""
-    reader, path = build(), folder / "text.safetensors"
-    modules = {"text_encoder": reader.text_encoder, "text_encoder_2": reader.parts["text_encoder_2"]}
+    reader, path = build(), folder / WEIGHTS
+    modules = _encoders(reader)
     if path.exists():
         saved = load_file(path)
         for name, module in modules.items():
@@ -149,7 +154,13 @@ def train(folder: Path, steps: int = STEPS, report_every: int = 25) -> TextReade
     log.close()
     for module in modules.values():
         module.requires_grad_(False).eval()
+    save(reader, folder)
+    return reader
+
+
+def save(reader: TextReader, folder: Path) -> None:
+    """Keep the weights of both encoders where `train` looks for them."""
+    path, modules = folder / WEIGHTS, _encoders(reader)
     tensors = {f"{name}.{k}": v.clone() for name, module in modules.items() for k, v in module.state_dict().items()}
     save_file(tensors, path.with_suffix(".partial"))
     path.with_suffix(".partial").replace(path)
-    return reader

@@ -9,6 +9,7 @@ the objects are few of them. It sees 32x32 windows first, then whole frames, who
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ CONFIG = {
     "scaling_factor": 1.0,  # wanx's latents are normalised channel by channel
     "mid_block_add_attention": False,
 }
-STEPS = 900
+STEPS = 1500
 # (share of the steps, side of the decoder's window, clips a batch)
 PHASES = ((0.6, 32, 6), (1.0, 64, 2))
 MUON_LR, ADAM_LR, SEED = 5e-3, 2e-3, 0
@@ -63,13 +64,22 @@ def _decoder_loss(error: torch.Tensor, clip: torch.Tensor) -> torch.Tensor:
     return ((1 + 2 * saturation) * (error**2 + 0.1 * error.abs())).mean()
 
 
-def train(latents: torch.Tensor, folder: Path, steps: int = STEPS, report_every: int = 25) -> AutoencoderKLHunyuanVideo:
+def train(
+    latents: torch.Tensor,
+    folder: Path,
+    steps: int = STEPS,
+    report_every: int = 25,
+    *,
+    start: Mapping[str, torch.Tensor] | None = None,
+) -> AutoencoderKLHunyuanVideo:
     """Train to `steps`, resuming from `folder/vae-checkpoint.safetensors`; appends to `folder/vae-log.jsonl`.
 
-    `latents` (N, 16, 5, 8, 8) are wanx's of the first N training clips.
+    `latents` (N, 16, 5, 8, 8) are wanx's of the first N training clips; `start`: weights to begin with instead of random.
     """
     folder.mkdir(parents=True, exist_ok=True)
     vae = build()
+    if start is not None:
+        vae.load_state_dict(start)
     kernels = [p for p in vae.parameters() if p.ndim >= 4 and len(p) >= 8 and p.numel() > 1000]
     chosen = {id(p) for p in kernels}
     optimizers = [
