@@ -55,7 +55,7 @@ def pretrain(
     ),
     target: Annotated[Path | None, typer.Option(help="Folder to write; default: the package's weights.")] = None,
     continue_from: Annotated[
-        Path | None, typer.Option(help="A teacher's folder: keep its autoencoder, train its denoiser on.")
+        Path | None, typer.Option(help="A teacher's folder to go on from, each part that its recipe trains on.")
     ] = None,
     judge: Annotated[str | None, typer.Option(help="Train a judge of the evaluation instead: classifier or clip.")] = None,
     gates: Annotated[bool, typer.Option("--gates", help="Only measure the gates of the present weights.")] = False,
@@ -64,7 +64,7 @@ def pretrain(
 ) -> None:
     """Train the tiny teacher (hours on two cores), a judge of the evaluation, or measure the teacher's gates.
 
-    The weights of hunyuan do not ship yet: `flgbench pretrain --model hunyuan` makes them.
+    hunyuan's is distilled from wanx's, hunyuan-ati2v's is hunyuan's with adapters for sound.
     """
     if judge is not None:
         if gates or continue_from is not None:

@@ -23,7 +23,7 @@ BETA2 = 0.25
 
 
 class HunyuanFamily(CheckpointFamily[HunyuanCheckpoint]):
-    """HunyuanVideo image-to-video, guidance-distilled; no weights ship: make `tiny` with `flgbench pretrain`."""
+    """HunyuanVideo image-to-video, guidance-distilled."""
 
     name = "hunyuan"
     scales = (TINY, *CHECKPOINTS)
@@ -72,7 +72,7 @@ class HunyuanFamily(CheckpointFamily[HunyuanCheckpoint]):
         folder = self.folder(TINY)
         if not (folder / HASHES).exists():
             raise UsageError(
-                f"no weights in {folder}: none ship for '{self.name}' yet; make them with "
+                f"no weights in {folder}: reinstall the package, or make them with "
                 f"`flgbench pretrain --model {self.name}` ({self.effort})"
             )
         verify(folder)
