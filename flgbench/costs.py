@@ -12,8 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from flgbench.models import hunyuan_presets
-from flgbench.models.hunyuan_presets import HunyuanCheckpoint
 from flgbench.models.wan_presets import WanCheckpoint, denoiser_size
 from flgbench.peaks import PEAKS
 
@@ -30,8 +28,6 @@ BUFFERS = 2 * GB  # CUDA context, kernels' workspaces, fragments: an assumption
 # in bf16, where norms and modulation still are fp32, and in fp32. Counted by saved-tensor hooks on diffusers' Wan block.
 Saved = Mapping[int, tuple[float, float]]
 SAVED: Saved = {BF16: (68.5, 4.0), FP32: (88.5, 8.0)}
-# The same of HunyuanVideo's blocks, a mean over 20 double and 40 single ones (40.5 and 36.4 in bf16).
-SAVED_JOINT: Saved = {BF16: (37.8, 4.0), FP32: (59.2, 8.0)}
 
 
 @dataclass(frozen=True)
@@ -160,38 +156,6 @@ def wan_checkpoint(facts: WanCheckpoint) -> Network:
     if facts.image_encoder:
         image_tokens = (facts.image_encoder["image_size"] // facts.image_encoder["patch_size"]) ** 2 + 1
     return wan(facts.transformer, facts.clip, stride, facts.text_length, image_tokens, facts.per_token_times)
-
-
-def hunyuan_checkpoint(facts: HunyuanCheckpoint) -> Network:
-    """Sizes of a published HunyuanVideo checkpoint at its own clip; its blocks compute on video and text tokens alike."""
-    from flgbench.models.flops import hunyuan_pass_flops  # imports torch
-
-    config, (frames, height, width_px) = facts.transformer, facts.clip
-    kinds = hunyuan_presets.block_kinds(config)
-    size, blocks = hunyuan_presets.denoiser_size(config), sum(kind.count for kind in kinds)
-    every, space = (facts.vae[name] for name in ("temporal_compression_ratio", "spatial_compression_ratio"))
-    latent = ((frames - 1) // every + 1, height // space, width_px // space)
-    words = hunyuan_presets.IMAGE_TOKENS // hunyuan_presets.IMAGE_INTERLEAVE + facts.text_length
-    patch = config.get("patch_size", 2)
-    tokens = latent[0] // config.get("patch_size_t", 1) * (latent[1] // patch) * (latent[2] // patch) + words
-    width = config["num_attention_heads"] * config["attention_head_dim"]
-    names = [kind.name for kind in kinds for _ in range(kind.count)]
-    frame = config["in_channels"] * latent[1] * latent[2]
-    told = words * (config.get("text_embed_dim", 4096) + 1) + config.get("pooled_projection_dim", 768)
-    return Network(
-        parameters=size.total,
-        block_parameters=round(sum(kind.count * kind.parameters for kind in kinds) / blocks),
-        blocks=blocks,
-        width=width,
-        ffn=int(width * config.get("mlp_ratio", 4.0)),
-        tokens=tokens,
-        flops=hunyuan_pass_flops(config, names, ["full"] * blocks, latent, words).total,
-        clip_bytes=FP32 * (latent[0] * frame + frame + told),
-        pixels=3 * frames * height * width_px,
-        adapted=sum(kind.count * each for kind, each in zip(kinds, (size.adapted_double, size.adapted_single), strict=True)),
-        largest_block=size.double,
-        saved=SAVED_JOINT,
-    )
 
 
 def training_memory(

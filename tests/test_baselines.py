@@ -237,7 +237,8 @@ def test_the_sample_step_records_what_was_computed(
     monkeypatch.setattr(sample, "load_clips", lambda folder: tiny_data)
     facts = []
     for sampler in ({"num_inference_steps": 2, "guidance_scale": 2, "cache_threshold": ALWAYS}, {"num_inference_steps": 2}):
-        step = Step("sample", "probe", {"sampler": sampler, "conditions": 2, "repeated_conditions": 0}, {"data": "clips"})
+        told = {"model": "wanx", "sampler": sampler, "conditions": 2, "repeated_conditions": 0}
+        step = Step("sample", "probe", told, {"data": "clips"})
         store = Store(tmp_path)
         facts.append(sample.run(step, store, store.start(step.key)))
     one = pass_flops(tiny_model, tiny_data.condition.select(slice(0, 1)))

@@ -86,7 +86,7 @@ def test_assignments_given_twice(pair: list[str]) -> None:
 def test_unknown_names_get_a_suggestion() -> None:
     with pytest.raises(UsageError, match=r"no method 'fastlightgn': did you mean 'fastlightgen'\? Known: .*dmd2"):
         registry("methods").get("fastlightgn")
-    with pytest.raises(UsageError, match=r"no family 'zzz'\. Known: hunyuan, wanx"):
+    with pytest.raises(UsageError, match=r"no family 'zzz'\. Known: hunyuan, hunyuan-ati2v, wanx"):
         registry("families").check("zzz")
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from flgbench import costs
 from flgbench.contracts import Around, FamilyPreset
 from flgbench.costs import Network
 from flgbench.errors import UsageError
+from flgbench.models import hunyuan_cost
 from flgbench.models.base import Placement, VideoModel
 from flgbench.models.checkpoint_family import TINY, WEIGHTS, CheckpointFamily, real_placement
 from flgbench.models.hunyuan_checkpoint import HunyuanFolder
@@ -78,7 +78,7 @@ class HunyuanFamily(CheckpointFamily[HunyuanCheckpoint]):
         verify(folder)
 
     def network(self, scale: str) -> Network | None:
-        return None if scale == TINY else costs.hunyuan_checkpoint(self.facts(scale))
+        return None if scale == TINY else hunyuan_cost.sizes(self.facts(scale))
 
     def load(self, scale: str, placement: Placement | None = None) -> VideoModel:
         from flgbench.models.hunyuan import Hunyuan
