@@ -11,13 +11,14 @@ import av
 import numpy as np
 import pytest
 import torch
+import toy_hunyuan
 from conftest import Flgbench, assert_refused
-from diffusers import FlowMatchEulerDiscreteScheduler, HunyuanVideoTransformer3DModel
+from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from safetensors.torch import load_file
 from scipy.io import wavfile
 from stages import run_stages, same, weights
-from test_hunyuan import BLOCKS, DOUBLES, SINGLES, SMALL, TIMES, preset
+from test_hunyuan import BLOCKS, DOUBLES, SINGLES, TIMES, preset
 
 import flgbench as package
 from flgbench import student_verbs
@@ -31,7 +32,7 @@ from flgbench.models.hunyuan_audio import AudioAttention, HearingHunyuan, Hearin
 from flgbench.models.hunyuan_audio_family import HunyuanATI2VFamily
 from flgbench.models.hunyuan_family import HunyuanFamily
 from flgbench.models.tiny import hunyuan_audio as recipe
-from flgbench.models.tiny import hunyuan_audio_pretrain, hunyuan_pretrain, hunyuan_text, hunyuan_vae
+from flgbench.models.tiny import hunyuan_audio_pretrain, hunyuan_pretrain
 from flgbench.models.wanx import WanX
 from flgbench.registry import registry
 from flgbench.sampling import SamplerSettings, build_cache, generate
@@ -47,12 +48,7 @@ CLIPS = 4
 @pytest.fixture(scope="module")
 def plain() -> Hunyuan:
     """Five blocks of width 32 with seeded random weights: not changed."""
-    with torch.random.fork_rng():
-        reader = hunyuan_text.build()
-        vae = hunyuan_vae.build().requires_grad_(False).eval()
-        torch.manual_seed(0)
-        transformer = HunyuanVideoTransformer3DModel(**SMALL).requires_grad_(False).eval()
-    return Hunyuan(transformer, vae, reader, (shapes.FRAMES, shapes.SIZE, shapes.SIZE))
+    return toy_hunyuan.build()
 
 
 def trained(model: HearingHunyuan) -> HearingHunyuan:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Generic
 
 import torch
 
-from flgbench.contracts import Family
+from flgbench.contracts import Around, Family
 from flgbench.errors import UsageError
-from flgbench.models.base import Placement
+from flgbench.models.base import Placement, VideoModel
 from flgbench.models.diffusers_folder import ClipSettings, DiffusersFolder, P, locate
 from flgbench.shipped import HASHES
 from flgbench.store import sha256
@@ -21,9 +23,11 @@ TINY = "tiny"
 
 
 class CheckpointFamily(Family, Generic[P]):
-    """`checkpoints`: scale -> the published one; `layout`: what a folder of the family must hold."""
+    """`checkpoints`: scale -> the published one; `layout`: what a folder of the family must hold; `random_weights`: the
+    module, imported when asked for, that builds its architecture untrained and tells its FLOPs and activations."""
 
     checkpoints: ClassVar[Mapping[str, Any]]
+    random_weights: ClassVar[str]
     layout: ClassVar[type[DiffusersFolder[Any]]]
 
     @abstractmethod
@@ -68,6 +72,17 @@ class CheckpointFamily(Family, Generic[P]):
         """The clips that the checkpoint makes."""
         facts = self.facts(scale)
         return ClipSettings(facts.clip, facts.text_length, facts.negative_caption)
+
+    def untrained(self, scale: str, clip: tuple[int, int, int], device: str, dtype: torch.dtype) -> VideoModel:
+        model: VideoModel = import_module(self.random_weights).build(scale, clip, device, dtype)
+        return model
+
+    def pass_flops(self, model: VideoModel) -> Mapping[str, int]:
+        return asdict(import_module(self.random_weights).pass_flops(model))
+
+    def around(self, model: VideoModel) -> Around:
+        module = import_module(self.random_weights)
+        return Around(module.around_flops(model), module.activation_bytes(model))
 
 
 def real_placement() -> Placement:

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 
-import torch
-
 from flgbench import costs
-from flgbench.contracts import Around, FamilyPreset
+from flgbench.contracts import FamilyPreset
 from flgbench.costs import Network
 from flgbench.models.base import Placement, VideoModel
 from flgbench.models.checkpoint_family import TINY, WEIGHTS, CheckpointFamily, real_placement
@@ -25,6 +21,7 @@ class WanXFamily(CheckpointFamily[WanCheckpoint]):
     name = "wanx"
     scales = (TINY, *CHECKPOINTS)
     checkpoints = CHECKPOINTS
+    random_weights = "flgbench.models.wan_random"
     layout = Checkpoint
 
     def preset(self, scale: str) -> FamilyPreset:
@@ -72,18 +69,3 @@ class WanXFamily(CheckpointFamily[WanCheckpoint]):
             self.verify_tiny()
             return WanX.load(self.folder(scale), placement=placement or Placement())
         return WanX.load(self.checked(scale).folder, self.clip_settings(scale), placement or real_placement())
-
-    def untrained(self, scale: str, clip: tuple[int, int, int], device: str, dtype: torch.dtype) -> VideoModel:
-        from flgbench.models import wan_random
-
-        return wan_random.build(scale, clip, device, dtype)
-
-    def pass_flops(self, model: VideoModel) -> Mapping[str, int]:
-        from flgbench.models import wan_random
-
-        return asdict(wan_random.pass_flops(model))
-
-    def around(self, model: VideoModel) -> Around:
-        from flgbench.models import wan_random
-
-        return Around(wan_random.around_flops(model), wan_random.activation_bytes(model))

@@ -22,7 +22,7 @@ w = g would have made of two, F_g(c) = v(c0) + g (v(c) - v(c0)). Therefore
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -30,14 +30,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoImageToVideoPipeline, HunyuanVideoTransformer3DModel
 from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video_image2video import DEFAULT_PROMPT_TEMPLATE
-from PIL import Image
-from transformers import (
-    AutoTokenizer,
-    CLIPImageProcessor,
-    CLIPTextModel,
-    LlavaForConditionalGeneration,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoTokenizer, CLIPImageProcessor, CLIPTextModel, LlavaForConditionalGeneration
 
 from flgbench.errors import UsageError
 from flgbench.models.base import Condition, PassTally, Placement, SelfAttention, StockCall
@@ -45,7 +38,8 @@ from flgbench.models.denoiser import KEPT_BLOCKS, SELF_ATTENTION, Denoiser, with
 from flgbench.models.diffusers_folder import ClipSettings
 from flgbench.models.hunyuan_attention import kind_of, prepared, project_video, set_kind
 from flgbench.models.hunyuan_checkpoint import HunyuanFolder
-from flgbench.models.hunyuan_presets import IMAGE_INTERLEAVE, TEMPLATE_TAIL
+from flgbench.models.hunyuan_presets import TEMPLATE_TAIL
+from flgbench.models.hunyuan_reader import TextReader
 from flgbench.models.hunyuan_vae import decode, encode, fold_convolutions, is_folded
 from flgbench.models.parts import Held, Part, check_room, part, placed, unchanged
 
@@ -54,62 +48,6 @@ if TYPE_CHECKING:
 
 START = 0.999  # share of noise that the stock pipeline starts from
 ON_CPU = Placement()
-
-
-class TextReader:
-    """Captions beside their first frame to what the denoiser reads, by the stock pipeline's own code.
-
-    Negative captions too: the stock pipeline itself reads twice as many of the image's tokens beside those, which its
-    `negative_prompt_embeds` avoids.
-
-    `template` are the stock pipeline's `prompt_template` settings; `length` the number of caption tokens that are read.
-    """
-
-    text_encoder, tokenizer, text_encoder_2, tokenizer_2, image_processor = Held(), Held(), Held(), Held(), Held()
-
-    def __init__(
-        self,
-        text_encoder: LlavaForConditionalGeneration | Part,
-        tokenizer: PreTrainedTokenizerBase | Part,
-        text_encoder_2: CLIPTextModel | Part,
-        tokenizer_2: PreTrainedTokenizerBase | Part,
-        image_processor: CLIPImageProcessor | Part,
-        template: Mapping[str, Any],
-        length: int,
-    ) -> None:
-        self.text_encoder, self.tokenizer, self.template, self.length = text_encoder, tokenizer, dict(template), length
-        self.text_encoder_2, self.tokenizer_2, self.image_processor = text_encoder_2, tokenizer_2, image_processor
-
-    @property
-    def parts(self) -> dict[str, Any]:
-        """The stock pipeline's, by its names; they are read."""
-        names = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "image_processor")
-        return {name: getattr(self, name) for name in names}
-
-    def read(
-        self, images: torch.Tensor, captions: Sequence[str], device: torch.device | str = "cpu"
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Embeddings (B, L, D), zero behind each caption's end; their mask (B, L); pooled embeddings (B, P).
-
-        images (B, H, W, 3) uint8. L is the number of image tokens that are read, then `length`. Encoders run on `device`.
-        """
-        for encoder in (self.text_encoder, self.text_encoder_2):
-            placed(encoder, torch.device(device))
-        stock = HunyuanVideoImageToVideoPipeline(transformer=None, vae=None, scheduler=None, **self.parts)
-        text, pooled, mask = stock.encode_prompt(
-            [Image.fromarray(image) for image in images.cpu().numpy()],  # tensors are resized by other code
-            [self._cut(caption) for caption in captions],
-            prompt_template=self.template,
-            device=device,
-            max_sequence_length=self.length + TEMPLATE_TAIL,
-            image_embed_interleave=IMAGE_INTERLEAVE,
-        )
-        return text * mask[..., None], mask, pooled
-
-    def _cut(self, caption: str) -> str:
-        """Before the template is put around it: cut after, the stock pipeline would lose the template's end."""
-        tokens = self.tokenizer(caption, add_special_tokens=False).input_ids
-        return caption if len(tokens) <= self.length else self.tokenizer.decode(tokens[: self.length])
 
 
 class Hunyuan(Denoiser):

@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import torch
+
 from flgbench.data.source import SoundingClips
 from flgbench.errors import UsageError
 from flgbench.models.base import Placement, VideoModel
@@ -44,3 +46,10 @@ class HunyuanATI2VFamily(HunyuanFamily):
                 f"weights of '{self.name}' were trained from another '{HunyuanFamily.name}' than the installed one: "
                 f"reinstall the package, or make them again with `flgbench pretrain --model {self.name}`"
             )
+
+    def untrained(self, scale: str, clip: tuple[int, int, int], device: str, dtype: torch.dtype) -> VideoModel:
+        raise UsageError(f"family '{self.name}' is not built with random weights: time its tiny ones, --weights teacher")
+
+    def pass_flops(self, model: VideoModel) -> Mapping[str, int]:
+        """None: the formula of the family without sound knows no adapters."""
+        return {}

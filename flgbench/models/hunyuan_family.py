@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 
-import torch
-
-from flgbench.contracts import Around, FamilyPreset
+from flgbench.contracts import FamilyPreset
 from flgbench.costs import Network
 from flgbench.errors import UsageError
 from flgbench.models import hunyuan_cost
@@ -28,6 +24,7 @@ class HunyuanFamily(CheckpointFamily[HunyuanCheckpoint]):
     name = "hunyuan"
     scales = (TINY, *CHECKPOINTS)
     checkpoints = CHECKPOINTS
+    random_weights = "flgbench.models.hunyuan_random"
     layout = HunyuanFolder
     recipe = "flgbench.models.tiny.hunyuan_pretrain"
     effort = "hours on two cores"  # of making the tiny weights
@@ -87,18 +84,3 @@ class HunyuanFamily(CheckpointFamily[HunyuanCheckpoint]):
             self.verify_tiny()
             return Hunyuan.load(self.folder(scale), placement or Placement())
         return Hunyuan.load(self.checked(scale).folder, placement or real_placement(), self.clip_settings(scale))
-
-    def untrained(self, scale: str, clip: tuple[int, int, int], device: str, dtype: torch.dtype) -> VideoModel:
-        from flgbench.models import hunyuan_random
-
-        return hunyuan_random.build(scale, clip, device, dtype)
-
-    def pass_flops(self, model: VideoModel) -> Mapping[str, int]:
-        from flgbench.models import hunyuan_random
-
-        return asdict(hunyuan_random.pass_flops(model))
-
-    def around(self, model: VideoModel) -> Around:
-        from flgbench.models import hunyuan_random
-
-        return Around(hunyuan_random.around_flops(model), hunyuan_random.activation_bytes(model))

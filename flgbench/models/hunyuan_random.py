@@ -25,8 +25,9 @@ from transformers import (
 )
 
 from flgbench.models.flops import JointPassFlops, hunyuan_pass_flops
-from flgbench.models.hunyuan import Hunyuan, TextReader
+from flgbench.models.hunyuan import Hunyuan
 from flgbench.models.hunyuan_presets import CHECKPOINTS, IMAGE_INTERLEAVE, HunyuanCheckpoint
+from flgbench.models.hunyuan_reader import TextReader
 from flgbench.models.hunyuan_vae import fold_convolutions
 from flgbench.models.random_weights import born, check_clip, counted
 from flgbench.models.tiny import hunyuan as tiny

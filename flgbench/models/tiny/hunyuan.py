@@ -27,8 +27,9 @@ from flgbench.checkpoint import load_checkpoint, save_checkpoint
 from flgbench.data import shapes
 from flgbench.data.captions import captions_of
 from flgbench.models.base import Condition
-from flgbench.models.hunyuan import Hunyuan, TextReader
+from flgbench.models.hunyuan import Hunyuan
 from flgbench.models.hunyuan_presets import TINY_TRANSFORMER as TRANSFORMER
+from flgbench.models.hunyuan_reader import TextReader
 from flgbench.models.tiny.muon import Muon
 from flgbench.models.wanx import WanX
 from flgbench.training_log import TrainingLog

@@ -29,7 +29,7 @@ from transformers import (
 
 from flgbench.data import shapes
 from flgbench.data.captions import captions_of, vocabulary
-from flgbench.models.hunyuan import TextReader
+from flgbench.models.hunyuan_reader import TextReader
 from flgbench.models.tiny.wanx import TEXT_LENGTH
 from flgbench.models.tiny.wanx import build_tokenizer as build_caption_tokenizer
 from flgbench.training_log import TrainingLog
