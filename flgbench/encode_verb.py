@@ -35,8 +35,9 @@ def encode(
 
     Time: the model's frame rate by nearest timestamp, and its number of frames from the first one on; a shorter clip is bad,
     nothing is padded. Space: turned upright, pixels made square, scaled until the model's size is just covered, cropped
-    around the centre. The first frame becomes the image condition. A bad clip (broken, too short, without a video stream,
-    without a caption, or captioned and not there) is listed with its reason in manifest.json and ends nothing.
+    around the centre. The first frame becomes the image condition. A family that hears is told the sound track from the
+    first frame's time on. A bad clip (broken, too short, without a video stream, without a sound where it is heard, without
+    a caption, or captioned and not there) is listed with its reason in manifest.json and ends nothing.
 
     Exit codes: 0 all encoded, 1 some clips are bad, 2 wrong use. Run again after an interruption, it goes on.
     """
@@ -51,8 +52,6 @@ def encode(
     family = registry("families").get(model)(checkpoint, revision)
     if scale not in family.scales:
         raise UsageError(f"--scale {scale}: family '{model}' has {', '.join(family.scales)}")
-    if family.clips.sounding:
-        raise UsageError(f"--model {model}: sound tracks of files are not encoded yet, this family's clips are procedural")
     from flgbench import environment
     from flgbench.data.videos import Shape
 
@@ -64,7 +63,7 @@ def encode(
     if manifest is None:
         teacher, threads = family.load(scale), workers or environment.cores()
         with Throughput(len(source.captions) + len(source.bad), shape.frames) as told:
-            manifest = work.encode(teacher, shape, source, output, settings, shard_clips, threads, told)
+            manifest = work.encode(teacher, shape, source, output, settings, shard_clips, threads, told, family.clips)
         print(told.summary(), file=sys.stderr)
     bad = manifest["bad"]
     if as_json:

@@ -14,6 +14,7 @@ from conftest import build_tiny_model
 from flgbench.data import clips
 from flgbench.data.captions_file import read_captions
 from flgbench.data.clips import OnClip
+from flgbench.data.source import PLAIN
 from flgbench.data.videos import Shape
 from flgbench.models.wanx import WanX
 
@@ -32,7 +33,7 @@ def encode(model: WanX, folder: Path, captions: Path, out: Path, on_clip: OnClip
     source = clips.find_clips(folder, read_captions(captions))
     settings = clips.settings_of("wanx", "tiny", "in memory", SHAPE, SHARD_CLIPS)
     done = clips.check_output(out, settings, source)
-    return done or clips.encode(model, SHAPE, source, out, settings, SHARD_CLIPS, 2, on_clip)
+    return done or clips.encode(model, SHAPE, source, out, settings, SHARD_CLIPS, 2, on_clip, PLAIN)
 
 
 if __name__ == "__main__":

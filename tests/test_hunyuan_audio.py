@@ -22,7 +22,7 @@ from test_hunyuan import BLOCKS, DOUBLES, SINGLES, TIMES, preset
 
 import flgbench as package
 from flgbench import student_verbs
-from flgbench.data import mel, shapes, sound
+from flgbench.data import encoded, mel, shapes, sound
 from flgbench.data.captions import captions_of
 from flgbench.data.sound_file import read_sound
 from flgbench.errors import UsageError
@@ -335,6 +335,28 @@ def test_a_run_measures_how_clips_follow_and_sample_makes_them_heard(
     assert clips["loud"].shape == clips["silent"].shape == (17, 64, 64, 3)
     for case, says in (("none.wav", "no such file"), ("first.png", "no sound track")):
         assert_refused(flgbench(*verb, "-o", str(tmp_path / "x.mp4"), "--audio", str(tmp_path / case)), says)
+
+
+def test_real_clips_are_encoded_with_their_sound(taught: Path, flgbench: Flgbench, tmp_path: Path) -> None:
+    factors = sound.draw_factors("train", [0, 1])
+    waves = sound.waveforms(factors)
+    (tmp_path / "clips").mkdir()
+    for i, video in enumerate(shapes.render(factors).numpy()):
+        write_mp4(tmp_path / "clips" / f"{i}.mp4", video, 8, waves[i])
+    write_mp4(tmp_path / "clips" / "silent.mp4", video, 8)
+    rows = [f"{name}.mp4,a small red star" for name in ("0", "1", "silent")]
+    (tmp_path / "captions.csv").write_text("\n".join(["file_name,caption", *rows]) + "\n")
+    code, printed, err = flgbench("encode", "clips", "--captions", "captions.csv", "--model", "hunyuan-ati2v", "-o", "set")
+    assert code == 1 and "bad: silent.mp4: has no sound track" in printed, err
+    manifest = json.loads((tmp_path / "set" / "manifest.json").read_text())
+    assert len(manifest["clips"]) == 2 and "16 kHz" in manifest["rules"]["sound"]
+    stored = encoded.training_data(tmp_path / "set").condition.select(torch.arange(2)).extras["audio"]
+    true = torch.from_numpy(mel.mel_frames(waves)).unflatten(1, (shapes.FRAMES, -1)).flatten(2)
+    assert stored.shape == true.shape
+    loud = true > 0.5
+    assert (stored - true)[loud].abs().mean() < 0.05  # AAC is between them
+    shifted = true.roll(1, dims=1)
+    assert (stored - true).abs().mean() < 0.5 * (stored - shifted).abs().mean(), "in time with the picture"
 
 
 def test_audio_for_a_family_that_hears_nothing(tmp_path: Path) -> None:

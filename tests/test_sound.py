@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from scipy.io import wavfile
 
 from flgbench.data import mel, shapes, sound
 from flgbench.data.silhouettes import coverage
-from flgbench.data.sound_file import read_sound
+from flgbench.data.sound_file import read_sound, read_track
 from flgbench.errors import UsageError
 from flgbench.metrics.alignment import follows
 from flgbench.metrics.selftest import check_sound, uncaught
@@ -225,3 +227,25 @@ def test_no_random_state_is_touched() -> None:
     measure(shapes.render(replace(factors, sound=factors.sound[::-1])), factors)
     mel.mel_frames(sound.waveforms(factors))
     assert np.array_equal(before, np.random.get_state()[1]) and torch.equal(torch_before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("picture, heard", [(0, 4000), (0, 0), (500, 0)])
+def test_a_track_is_heard_from_the_first_picture_on(picture: int, heard: int, tmp_path: Path) -> None:
+    """Times (ms) of the first picture and (samples) of the first sound differ: what is earlier is cut, not moved."""
+    wave = tone(440.0).astype(np.float32)
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        video = container.add_stream("mpeg4", rate=8)
+        video.width, video.height, video.pix_fmt = 32, 32, "yuv420p"
+        track = container.add_stream("pcm_f32le", rate=sound.RATE, layout="mono")
+        frame = av.AudioFrame.from_ndarray(wave[None], format="flt", layout="mono")
+        frame.sample_rate, frame.pts, frame.time_base = sound.RATE, heard, Fraction(1, sound.RATE)
+        container.mux(track.encode(frame))
+        for i in range(17):
+            shown = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")
+            shown.time_base, shown.pts = Fraction(1, 1000), picture + 125 * i
+            container.mux(video.encode(shown))
+        container.mux([*track.encode(), *video.encode()])
+    late = heard - picture * sound.RATE // 1000
+    expected = np.concatenate([np.zeros(max(late, 0), np.float32), wave[max(-late, 0) :]])[:SAMPLES]
+    found = read_track(tmp_path / "a.mkv", SAMPLES)
+    assert np.array_equal(found[: len(expected)], expected) and not found[len(expected) :].any()

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from flgbench.data.source import ClipSource
     from flgbench.models.base import VideoModel
 
 MANIFEST, NEGATIVE, WORK, SETTINGS = "manifest.json", "negative.safetensors", "work", "settings.json"
@@ -40,7 +43,9 @@ FORMAT = 1
 UNKNOWN, NO_CAPTION = "named in the captions, but not in the folder", "no caption"
 
 OnClip = Callable[[str, str | None, bool], None]  # file, why it is bad, and whether it was read just now
-Read = tuple["np.ndarray | None", dict[str, str]]  # (frames, {file, sha256}), or (None, {file, reason}) for a bad clip
+Inputs = dict[str, "np.ndarray"]  # what a clip tells besides frames and caption, by `ClipSource.read`
+# ((frames, inputs), {file, sha256}), or (None, {file, reason}) for a bad clip
+Read = tuple["tuple[np.ndarray, Inputs] | None", dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -109,11 +114,13 @@ def encode(
     shard_clips: int,
     workers: int,
     on_clip: OnClip,
+    kind: ClipSource,
 ) -> dict[str, Any]:
     """Encode `source` into `out`, which `check_output` has accepted; returns the manifest.
 
     `settings` go into the manifest as they are. Shard k holds the good ones of the k-th `shard_clips` captioned files. Clips
     are read by `workers` threads ahead of the model. `on_clip` is told of every clip, also of those that were done before.
+    `kind` reads what the model is told of a clip besides.
     """
     for name, reason in source.bad.items():
         on_clip(name, reason, False)
@@ -124,7 +131,7 @@ def encode(
         for told in (*record["clips"], *record["bad"]) if record else ():
             on_clip(told["file"], told.get("reason"), False)
     left = [name for group, record in zip(groups, records, strict=True) if record is None for name in group]
-    with _reading(source.folder, left, shape, workers) as clips:
+    with _reading(source.folder, left, partial(_read, shape=shape, kind=kind), workers) as clips:
         for number, group in enumerate(groups):
             if records[number] is None:
                 records[number] = _write_shard(model, source, out, number, group, clips, on_clip)
@@ -135,7 +142,7 @@ def encode(
         "format": FORMAT,
         "settings": dict(settings),
         "input": source.digest,
-        "rules": videos.RULES,
+        "rules": {**videos.RULES, **kind.rules},
         "negative": {"file": NEGATIVE, "sha256": sha256(out / NEGATIVE)} if shards else None,
         "shards": [{"file": s["file"], "sha256": s["sha256"], "clips": len(s["clips"])} for s in shards],
         "clips": [{**clip, "shard": i, "row": row} for i, s in enumerate(shards) for row, clip in enumerate(s["clips"])],
@@ -172,13 +179,13 @@ def _write_shard(
     record: dict[str, Any] = {"file": file.name, "sha256": None, "clips": [], "bad": []}
     rows: list[dict[str, torch.Tensor]] = []
     for name in names:
-        video, told = next(clips)
+        found, told = next(clips)
         assert told["file"] == name
-        if video is None:
+        if found is None:
             record["bad"].append(told)
         else:
             caption = clean_prompt(source.captions[name])
-            rows.append(encode_clip(model, torch.from_numpy(video), caption))
+            rows.append(encode_clip(model, torch.from_numpy(found[0]), caption, found[1]))
             record["clips"].append({"file": name, "caption": caption, "sha256": told["sha256"]})
         on_clip(name, told.get("reason"), True)
     if rows:
@@ -191,25 +198,30 @@ def _write_shard(
     return record
 
 
-def encode_clip(model: VideoModel, video: torch.Tensor, caption: str) -> dict[str, torch.Tensor]:
+def encode_clip(model: VideoModel, video: torch.Tensor, caption: str, inputs: Inputs) -> dict[str, torch.Tensor]:
     """What is stored of one clip (T, H, W, 3) uint8: 'latents' and the tensors of its condition, each with a batch of 1.
 
     The condition's image is the first frame.
     """
-    condition = model.condition(video[None, 0], [caption])
+    import torch
+
+    told = {name: torch.from_numpy(value)[None] for name, value in inputs.items()}
+    condition = model.with_inputs(model.condition(video[None, 0], [caption]), told)
     return {"latents": model.encode_video(video[None]), **condition.tensors()}
 
 
 def _save(tensors: Mapping[str, torch.Tensor], file: Path) -> None:
     from safetensors.torch import save_file
 
-    partial = file.with_name(file.name + ".partial")
-    save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, partial)
-    os.replace(partial, file)
+    unfinished = file.with_name(file.name + ".partial")
+    save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, unfinished)
+    os.replace(unfinished, file)
 
 
 @contextmanager
-def _reading(folder: Path, names: Sequence[str], shape: Shape, workers: int) -> Iterator[Iterator[Read]]:
+def _reading(
+    folder: Path, names: Sequence[str], read: Callable[[Path, str], Read], workers: int
+) -> Iterator[Iterator[Read]]:
     """The clips `names` in order, read by threads that are a few clips ahead of whoever takes them."""
     pool = ThreadPoolExecutor(workers, thread_name_prefix="clip")
 
@@ -217,7 +229,7 @@ def _reading(folder: Path, names: Sequence[str], shape: Shape, workers: int) -> 
         left, waiting = iter(names), deque[Future[Read]]()
         while True:
             while len(waiting) <= workers and (name := next(left, None)) is not None:
-                waiting.append(pool.submit(_read, folder, name, shape))
+                waiting.append(pool.submit(read, folder, name))
             if not waiting:
                 return
             yield waiting.popleft().result()
@@ -228,9 +240,12 @@ def _reading(folder: Path, names: Sequence[str], shape: Shape, workers: int) -> 
         pool.shutdown(cancel_futures=True)
 
 
-def _read(folder: Path, name: str, shape: Shape) -> Read:
+def _read(folder: Path, name: str, shape: Shape, kind: ClipSource) -> Read:
+    path = folder / name
     try:
-        return videos.read_clip(folder / name, shape), {"file": name, "sha256": sha256(folder / name)}
+        video = videos.read_clip(path, shape)
+        inputs = kind.read(path, Fraction(shape.frames, shape.fps))
+        return (video, inputs), {"file": name, "sha256": sha256(path)}
     except BadClipError as error:
         return None, {"file": name, "reason": str(error)}
 

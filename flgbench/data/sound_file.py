@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from math import gcd
 from pathlib import Path
 
@@ -16,21 +17,34 @@ import numpy as np
 from flgbench.data.sound import LOUDEST, RATE
 from flgbench.errors import UsageError
 
+RULE = (
+    "its first track from the time of the first frame on, channels averaged, at 16 kHz by a polyphase filter, silence "
+    "before its beginning and behind its end; a clip without a sound track is bad"
+)
 SLOWEST, FASTEST = 4_000, 384_000  # Hz; other rates are no sound
+
+
+class NoSoundError(Exception):
+    """A file without a sound that can be used. The message is the reason, without the file's name."""
 
 
 def read_sound(path: Path, samples: int) -> np.ndarray:
     """(samples,) float32 at 16 kHz, from the beginning of `path`. Raises UsageError where there is no sound in it."""
     if not path.is_file():
         raise UsageError(f"--audio {path}: no such file")
-    wave, rate = _decoded(path)
-    if not SLOWEST <= rate <= FASTEST:
-        raise UsageError(f"--audio {path}: {rate} samples a second; {SLOWEST} to {FASTEST} can be read")
-    if not wave.size:
-        raise UsageError(f"--audio {path}: holds no sound, its length is 0")
-    if not np.isfinite(wave).all():
-        raise UsageError(f"--audio {path}: holds samples that are no numbers")
+    try:
+        wave, rate, _ = _decoded(path)
+    except NoSoundError as error:
+        raise UsageError(f"--audio {path}: {error}") from None
     return fitted(wave, rate, samples)
+
+
+def read_track(path: Path, samples: int) -> np.ndarray:
+    """(samples,) float32 at 16 kHz of the video in `path`, from the time of its first frame on; before its own beginning a
+    track is silent. Raises NoSoundError where the video has none."""
+    wave, rate, late = _decoded(path)
+    start = round(late * rate)
+    return fitted(np.pad(wave, ((0, 0), (start, 0))) if start > 0 else wave[:, -start:], rate, samples)
 
 
 def fitted(wave: np.ndarray, rate: int, samples: int) -> np.ndarray:
@@ -45,23 +59,38 @@ def fitted(wave: np.ndarray, rate: int, samples: int) -> np.ndarray:
     return np.pad(mono[:samples], (0, max(samples - len(mono), 0))).astype(np.float32)
 
 
-def _decoded(path: Path) -> tuple[np.ndarray, int]:
-    """(channels, S) in [-1, 1] and the rate in Hz."""
+def _decoded(path: Path) -> tuple[np.ndarray, int, Fraction]:
+    """(channels, S) in [-1, 1], the rate in Hz, and its beginning: seconds behind the first picture, if there is one."""
     import av
 
     parts: list[np.ndarray] = []
+    begins = Fraction(0)
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), options={"protocol_whitelist": "file"}) as container:
             if not container.streams.audio:
-                raise UsageError(f"--audio {path}: has no sound track")
+                raise NoSoundError("has no sound track")
             stream = container.streams.audio[0]
             rate = stream.rate
             resampler = av.AudioResampler(format="fltp", rate=rate)  # the format only
             for frame in container.decode(stream):
+                if not parts:
+                    begins = _seconds(frame.pts, frame.time_base)
                 parts += [part.to_ndarray() for part in resampler.resample(frame)]
+            pictures = [_seconds(video.start_time, video.time_base) for video in container.streams.video]
     except (av.error.FFmpegError, ValueError) as error:
-        raise UsageError(f"--audio {path}: cannot be read as sound ({' '.join(str(error).split())})") from None
-    return np.concatenate(parts, axis=1) if parts else np.zeros((1, 0), np.float32), rate
+        raise NoSoundError(f"cannot be read as sound ({' '.join(str(error).split())})") from None
+    if not SLOWEST <= rate <= FASTEST:
+        raise NoSoundError(f"{rate} samples a second; {SLOWEST} to {FASTEST} can be read")
+    if not parts:
+        raise NoSoundError("holds no sound, its length is 0")
+    wave = np.concatenate(parts, axis=1)
+    if not np.isfinite(wave).all():
+        raise NoSoundError("holds samples that are no numbers")
+    return wave, rate, begins - pictures[0] if pictures else Fraction(0)
+
+
+def _seconds(ticks: int | None, time_base: Fraction | None) -> Fraction:
+    return Fraction(0) if ticks is None or time_base is None else ticks * time_base
 
 
 def level(wave: np.ndarray) -> float:

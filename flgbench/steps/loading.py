@@ -16,7 +16,7 @@ from flgbench.cells import Step
 from flgbench.contracts import FamilyPreset
 from flgbench.data import shapes
 from flgbench.data.captions import captions_of
-from flgbench.data.source import ClipSource
+from flgbench.data.source import PLAIN, ClipSource
 from flgbench.errors import UsageError
 from flgbench.models.base import Condition, VideoModel
 from flgbench.registry import family_of
@@ -25,7 +25,6 @@ from flgbench.store import Store, sha256
 
 ENCODED = "encoded.json"  # of a verified encoded set: its manifest's hash
 CAPTIONS = "captions.json"  # of a suite, beside its first frames
-PLAIN = ClipSource()
 TEST = "test"  # the split that everything is evaluated on, but for a search
 
 

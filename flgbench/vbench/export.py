@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 
 from flgbench.data import shapes
 from flgbench.data.captions import captions_of
+from flgbench.data.source import PLAIN
 from flgbench.errors import UsageError
 from flgbench.registry import family_of
-from flgbench.steps.loading import CAPTIONS, PLAIN, evaluation_factors, load_suite
+from flgbench.steps.loading import CAPTIONS, evaluation_factors, load_suite
 from flgbench.store import Store, sha256, write_json
 from flgbench.video import CODEC, write_mp4
 
