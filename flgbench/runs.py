@@ -101,7 +101,7 @@ class Command:
             nothing_new = all(s.state == CACHED for s in own.values())
             collected = all((run.folder / name).exists() for name in ("cells.json", "steps.json"))
             if not (nothing_new and collected and not unfinished(run.folder)):
-                facts = run_facts(run.folder.name, command, started)
+                facts = run_facts(run.folder.name, command, started, _earlier(run.folder))
                 collect(run.plan, self.store, run.settings, own, run.folder, facts)
 
     def report(self) -> Path:
@@ -172,16 +172,26 @@ def gather(folder: Path) -> None:
     collect(steps, store, settings, status, folder, facts | {"finished": None, "seconds": None})
 
 
-def run_facts(name: str, command: str, started: float) -> dict[str, Any]:
-    """What run.json records about a run that ends now; `started` in seconds since the epoch."""
+def run_facts(name: str, command: str, started: float, earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What run.json records about a run that ends now; `started` in seconds since the epoch.
+
+    `earlier`: what it recorded when the same run ended before. Then it began with that, and took its seconds too.
+    """
+    told = earlier or {}
     return {
         "name": name,
         "command": command,
         "environment": environment.facts(),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+        "started": told.get("started") or time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "seconds": round(time.time() - started, 1),
+        "seconds": round(time.time() - started + (told.get("seconds") or 0), 1),
     }
+
+
+def _earlier(folder: Path) -> Mapping[str, Any] | None:
+    """The run.json of a run that goes on."""
+    file = folder / "run.json"
+    return json.loads(file.read_text()) if file.exists() else None
 
 
 def build_report(folder: Path) -> Path:

@@ -20,6 +20,7 @@ from reports.sweeps import base, names, paper_value, points, stem, told
 LINES = tuple(BY_KEY[key] for key in (HEADLINE, "motion_ratio", "sharpness_ratio", "turn_diversity"))
 HEAT = tuple(BY_KEY[key] for key in (HEADLINE, "motion_ratio"))
 SPEEDS = (10, 25, 50, 100)  # iso-speed lines
+WORD = 5  # letters that fit side by side below an axis; longer labels are slanted
 
 
 def build(run: RunData, out: Path) -> list[Path]:
@@ -90,7 +91,8 @@ def _along(run: RunData, name: str, variants: list[Cell], out: Path) -> list[Pat
             axes.set_title("paper: VBench average", fontsize=7)
         for axes in several:
             labels = [told(v.point[axis]) + ("*" if v.cell in default else "") for v in variants]
-            axes.set_xticks(at, labels)
+            words = any(len(label) > WORD for label in labels)
+            axes.set_xticks(at, labels, **({"rotation": 25, "ha": "right", "rotation_mode": "anchor"} if words else {}))
             axes.set_xlabel(axis)
             axes.margins(x=0.15, y=0.15)
         return save(figure, out, stem(name))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Flgbench, assert_refused
+from report_runs import only
 
 from flgbench.models import families
 from flgbench.store import Store
@@ -88,6 +89,25 @@ def test_damaged_artifact_is_named_and_removed(flgbench: Flgbench, tmp_path: Pat
     assert_refused(flgbench("run", *arguments), key, "damaged", "teacher.json has changed", "computes it again")
     code, printed, _ = flgbench("plan", *arguments)
     assert code == 0 and "0 cached" in printed
+
+
+def test_an_artifact_that_is_gone_is_all_that_is_computed_again(
+    flgbench: Flgbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only(monkeypatch, "main_table")
+    line = ["run", "--methods", "none", "--baselines", "real", "--conditions", "2", "--executor", "inline"]
+    for gone in ("", "quality-real-*"):
+        for artifact in (tmp_path / "flgbench-out" / "store").glob(gone) if gone else ():
+            shutil.rmtree(artifact)
+        code, _, told = flgbench(*line)
+        assert code == 0, told
+        (record,) = (tmp_path / "flgbench-out" / "runs").glob("*/run.json")
+        if gone:
+            done = [step for step in told.splitlines() if step.startswith("done")]
+            assert len(done) == 1 and "quality real" in done[0]
+            whole = json.loads(record.read_text())
+            assert whole["seconds"] > first["seconds"] and whole["started"] == first["started"], "of both calls"  # noqa: F821
+        first = json.loads(record.read_text())
 
 
 def test_weights_that_are_not_the_recorded_ones(flgbench: Flgbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
