@@ -122,6 +122,29 @@ def test_kinds_of_block(doubles: tuple[float, ...], singles: tuple[float, ...], 
     assert other.verdict == "not tested" and "hunyuan" in other.decides, "another family's run decides nothing here"
 
 
+@pytest.mark.parametrize(
+    ("large", "none", "more", "beyond"),
+    [
+        (1.3, 1.0, "reproduced", "reproduced"),
+        (0.9, 0.8, "reproduced", "contradicted"),
+        (0.9, 1.1, "contradicted", "contradicted"),
+    ],
+)
+def test_more_motion_is_not_yet_exaggerated(large: float, none: float, more: str, beyond: str) -> None:
+    run = swept("beta2", {0.0: 0.5, 0.75: 0.5})
+    means = {"fastlightgen@beta2=0": none, "fastlightgen@beta2=0.75": large, "real": 1.0}
+    rows = [
+        ("run", cell, "", "wanx", "tiny", 0, i, 0, "motion_ratio", mean + 0.01 * (-1) ** i, "ratio", True, "ok", None)
+        for cell, mean in means.items()
+        for i in range(20)
+    ]
+    real = Cell(cell="real", method="", label="real clips", kind="control", status="done")
+    run = replace(run, cells=(*run.cells, real), results=pd.DataFrame(rows, columns=list(COLUMNS)), memory={})
+    verdicts = {c.statement: c.verdict for c in of_sweeps(run)}
+    assert verdicts["A large beta2 (0.75) makes more motion than 0"] == more
+    assert verdicts["A large beta2 (0.75) exaggerates motion: there is more than in real clips"] == beyond
+
+
 def swept(sweep: str, shares: dict[float, float]) -> RunData:
     cells = {value: f"fastlightgen@{sweep}={value:g}" for value in shares}
     variants = tuple(
