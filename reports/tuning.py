@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 
 from flgbench.tuning import Search, Trial
 from reports.catalogue import BY_KEY, HEADLINE
-from reports.style import COLUMN, INK, METHOD_COLOURS, MUTED, save, style
+from reports.style import COLUMN, INK, METHOD_COLOURS, MUTED, label_points, save, style
 from reports.tables import Column, Entry, Row, Table
 from reports.tables import write as write_tables
 
@@ -92,11 +92,11 @@ def draw(wanted: Search, trials: Sequence[Trial], folder: Path) -> list[Path]:
             )
             if t.pareto:
                 axes.plot(*at, marker="o", ms=10, mfc="none", mec=INK, mew=0.9)
-                axes.annotate(
-                    ", ".join(f"{v:.2g}" for v in t.point.values()), at, (6, 4), textcoords="offset points", fontsize=5.5
-                )
         axes.set_xlabel(f"turn error ({BY_KEY[ERROR].unit}) · ← better")
         axes.set_ylabel(f"{shown.title.lower()} accuracy ({shown.unit})")
         axes.set_title(f"{', '.join(wanted.ranges)}: star is the paper's", fontsize=7)
         axes.margins(0.15)
+        where = [(t.values[ERROR], shown.scale * t.values[HEADLINE]) for t in known]
+        names = [", ".join(f"{v:.2g}" for v in t.point.values()) if t.pareto else "" for t in known]
+        label_points(axes, where, names, [INK] * len(known), size=5.5)
         return save(figure, folder, "tuning")
