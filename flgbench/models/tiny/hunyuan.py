@@ -36,7 +36,7 @@ from flgbench.training_log import TrainingLog
 
 SHIFT, CAPTION_DROPOUT = 3.0, 0.1
 GUIDED, GUIDANCE = 0.3, (1.0, 3.0)  # share of the clips with g above 1, and the range of g
-BATCH, STEPS, MUON_LR, ADAM_LR, EMA_DECAY, SEED = 24, 2600, 2e-3, 1e-3, 0.99, 0
+BATCH, STEPS, MUON_LR, ADAM_LR, EMA_DECAY, SEED = 24, 4000, 2e-3, 1e-3, 0.99, 0
 DECAY = 0.5  # share of the steps over which the learning rate falls to zero
 CHECKPOINT_EVERY = 50
 

@@ -31,7 +31,7 @@ CONFIG = {
     "scaling_factor": 1.0,  # wanx's latents are normalised channel by channel
     "mid_block_add_attention": False,
 }
-STEPS = 1500
+STEPS = 2000
 # (share of the steps, side of the decoder's window, clips a batch)
 PHASES = ((0.6, 32, 6), (1.0, 64, 2))
 MUON_LR, ADAM_LR, SEED = 5e-3, 2e-3, 0
