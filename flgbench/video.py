@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-CODEC = {"codec": "libx264", "crf": "4", "pix_fmt": "yuv420p"}  # nearly lossless: compression would change what is scored
+# Nearly lossless: compression would change what is scored. With x264's macroblock tree the same clip gives other bytes each
+# time on processors with AVX-512.
+CODEC = {"codec": "libx264", "crf": "4", "mbtree": "0", "pix_fmt": "yuv420p"}
 
 
 def write_mp4(path: Path, video: np.ndarray, fps: int, sound: np.ndarray | None = None) -> None:
@@ -22,7 +24,7 @@ def write_mp4(path: Path, video: np.ndarray, fps: int, sound: np.ndarray | None 
     partial = path.with_name(f".{path.stem}-{os.getpid()}.partial.mp4")  # the name tells PyAV the container
     try:
         with av.open(str(partial), "w") as container:
-            stream = container.add_stream(CODEC["codec"], rate=fps, options={"crf": CODEC["crf"]})
+            stream = container.add_stream(CODEC["codec"], rate=fps, options={k: CODEC[k] for k in ("crf", "mbtree")})
             assert isinstance(stream, av.VideoStream)
             stream.height, stream.width = video.shape[1:3]
             stream.pix_fmt = CODEC["pix_fmt"]

@@ -84,7 +84,7 @@ def _band(axes: Axes, run: RunData, gallery: Gallery, cells: list[Cell], rows: l
         truth = cell.cell == "real"
         colour = MUTED if truth else look[cell.cell].colour
         axes.plot([x, x + len(FRAMES) - 0.04], [top + 0.06] * 2, color=colour, lw=3, solid_capstyle="butt")
-        axes.text(x, top + 0.5, short(cell.label), fontsize=14, fontweight="bold", color=legible(colour), va="baseline")
+        axes.text(x, top + 0.5, short(cell.label, 24), fontsize=14, fontweight="bold", color=legible(colour), va="baseline")
         under = "ground truth" if truth else speed_line(run, cell)
         axes.text(x, top + 0.78, under, fontsize=9.5, color=MUTED, va="baseline")
         frames = "frames " + " · ".join(str(f) for f in FRAMES)

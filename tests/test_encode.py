@@ -102,6 +102,15 @@ def whole(folder: Path, model: WanX, tmp_path_factory: pytest.TempPathFactory) -
     return out, encode_worker.encode(model, folder, folder / CAPTIONED, out)
 
 
+def test_the_same_clip_is_written_in_the_same_bytes(tmp_path: Path) -> None:
+    video = frames_of(1, (64, 64), 17)
+    found = set()
+    for _ in range(20):
+        write_mp4(tmp_path / "clip.mp4", video, 8)
+        found.add((tmp_path / "clip.mp4").read_bytes())
+    assert len(found) == 1
+
+
 def test_good_and_bad(whole: tuple[Path, dict[str, Any]], folder: Path) -> None:
     out, manifest = whole
     assert json.loads((out / clips.MANIFEST).read_text()) == manifest
