@@ -12,7 +12,7 @@ import pytest
 import torch
 from scipy.io import wavfile
 
-from flgbench.data import mel, shapes, sound
+from flgbench.data import mel, shapes, sound, sound_file
 from flgbench.data.silhouettes import coverage
 from flgbench.data.sound_file import read_sound, read_track
 from flgbench.errors import UsageError
@@ -249,3 +249,11 @@ def test_a_track_is_heard_from_the_first_picture_on(picture: int, heard: int, tm
     expected = np.concatenate([np.zeros(max(late, 0), np.float32), wave[max(-late, 0) :]])[:SAMPLES]
     found = read_track(tmp_path / "a.mkv", SAMPLES)
     assert np.array_equal(found[: len(expected)], expected) and not found[len(expected) :].any()
+
+
+def test_of_a_long_track_only_what_is_needed_is_decoded(tmp_path: Path) -> None:
+    wave = np.tile(tone(440.0).astype(np.float32), 20)
+    path = written(tmp_path / "a.wav", wave, sound.RATE)
+    decoded, _, _ = sound_file._decoded(path, SAMPLES)
+    assert SAMPLES + sound.RATE <= decoded.shape[1] < len(wave) / 2
+    assert np.array_equal(read_sound(path, SAMPLES), wave[:SAMPLES])

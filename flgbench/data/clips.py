@@ -114,13 +114,13 @@ def encode(
     shard_clips: int,
     workers: int,
     on_clip: OnClip,
-    kind: ClipSource,
+    clip_source: ClipSource,
 ) -> dict[str, Any]:
     """Encode `source` into `out`, which `check_output` has accepted; returns the manifest.
 
     `settings` go into the manifest as they are. Shard k holds the good ones of the k-th `shard_clips` captioned files. Clips
     are read by `workers` threads ahead of the model. `on_clip` is told of every clip, also of those that were done before.
-    `kind` reads what the model is told of a clip besides.
+    `clip_source` reads what the model is told of a clip besides.
     """
     for name, reason in source.bad.items():
         on_clip(name, reason, False)
@@ -131,7 +131,7 @@ def encode(
         for told in (*record["clips"], *record["bad"]) if record else ():
             on_clip(told["file"], told.get("reason"), False)
     left = [name for group, record in zip(groups, records, strict=True) if record is None for name in group]
-    with _reading(source.folder, left, partial(_read, shape=shape, kind=kind), workers) as clips:
+    with _reading(source.folder, left, partial(_read, shape=shape, clip_source=clip_source), workers) as clips:
         for number, group in enumerate(groups):
             if records[number] is None:
                 records[number] = _write_shard(model, source, out, number, group, clips, on_clip)
@@ -142,7 +142,7 @@ def encode(
         "format": FORMAT,
         "settings": dict(settings),
         "input": source.digest,
-        "rules": {**videos.RULES, **kind.rules},
+        "rules": {**videos.RULES, **clip_source.rules},
         "negative": {"file": NEGATIVE, "sha256": sha256(out / NEGATIVE)} if shards else None,
         "shards": [{"file": s["file"], "sha256": s["sha256"], "clips": len(s["clips"])} for s in shards],
         "clips": [{**clip, "shard": i, "row": row} for i, s in enumerate(shards) for row, clip in enumerate(s["clips"])],
@@ -240,11 +240,11 @@ def _reading(
         pool.shutdown(cancel_futures=True)
 
 
-def _read(folder: Path, name: str, shape: Shape, kind: ClipSource) -> Read:
+def _read(folder: Path, name: str, shape: Shape, clip_source: ClipSource) -> Read:
     path = folder / name
     try:
         video = videos.read_clip(path, shape)
-        inputs = kind.read(path, Fraction(shape.frames, shape.fps))
+        inputs = clip_source.read(path, Fraction(shape.frames, shape.fps))
         return (video, inputs), {"file": name, "sha256": sha256(path)}
     except BadClipError as error:
         return None, {"file": name, "reason": str(error)}
@@ -254,6 +254,7 @@ def settings_of(model: str, scale: str, fingerprint: str, shape: Shape, shard_cl
     """Everything besides the clips that decides the bytes of an encoded set."""
     from flgbench.environment import package_version
 
-    versions = {name: package_version(name) for name in ("flgbench", "torch", "diffusers", "transformers", "av", "pillow")}
+    packages = ("flgbench", "torch", "diffusers", "transformers", "av", "pillow", "scipy")
+    versions = {name: package_version(name) for name in packages}
     told = {"model": model, "scale": scale, "fingerprint": fingerprint, **asdict(shape)}
     return told | {"shard_clips": shard_clips, "versions": versions}

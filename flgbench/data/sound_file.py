@@ -33,7 +33,7 @@ def read_sound(path: Path, samples: int) -> np.ndarray:
     if not path.is_file():
         raise UsageError(f"--audio {path}: no such file")
     try:
-        wave, rate, _ = _decoded(path)
+        wave, rate, _ = _decoded(path, samples)
     except NoSoundError as error:
         raise UsageError(f"--audio {path}: {error}") from None
     return fitted(wave, rate, samples)
@@ -42,7 +42,7 @@ def read_sound(path: Path, samples: int) -> np.ndarray:
 def read_track(path: Path, samples: int) -> np.ndarray:
     """(samples,) float32 at 16 kHz of the video in `path`, from the time of its first frame on; before its own beginning a
     track is silent. Raises NoSoundError where the video has none."""
-    wave, rate, late = _decoded(path)
+    wave, rate, late = _decoded(path, samples)
     start = round(late * rate)
     return fitted(np.pad(wave, ((0, 0), (start, 0))) if start > 0 else wave[:, -start:], rate, samples)
 
@@ -59,12 +59,16 @@ def fitted(wave: np.ndarray, rate: int, samples: int) -> np.ndarray:
     return np.pad(mono[:samples], (0, max(samples - len(mono), 0))).astype(np.float32)
 
 
-def _decoded(path: Path) -> tuple[np.ndarray, int, Fraction]:
-    """(channels, S) in [-1, 1], the rate in Hz, and its beginning: seconds behind the first picture, if there is one."""
+def _decoded(path: Path, samples: int) -> tuple[np.ndarray, int, Fraction]:
+    """(channels, S) in [-1, 1], the rate in Hz, and its beginning: seconds behind the first picture, if there is one.
+
+    As long as the file, or as is needed for `samples` at 16 kHz: of a film's track the rest is not decoded.
+    """
     import av
 
     parts: list[np.ndarray] = []
     begins = Fraction(0)
+    needed = Fraction(samples, RATE) + 1  # a second more: the filter's edge
     try:
         with av.open(str(path), options={"protocol_whitelist": "file"}) as container:
             if not container.streams.audio:
@@ -72,11 +76,14 @@ def _decoded(path: Path) -> tuple[np.ndarray, int, Fraction]:
             stream = container.streams.audio[0]
             rate = stream.rate
             resampler = av.AudioResampler(format="fltp", rate=rate)  # the format only
-            for frame in container.decode(stream):
-                if not parts:
-                    begins = _seconds(frame.pts, frame.time_base)
-                parts += [part.to_ndarray() for part in resampler.resample(frame)]
             pictures = [_seconds(video.start_time, video.time_base) for video in container.streams.video]
+            for frame in container.decode(stream):
+                now = _seconds(frame.pts, frame.time_base)
+                if not parts:
+                    begins = now
+                if now > max([begins, *pictures]) + needed:
+                    break
+                parts += [part.to_ndarray() for part in resampler.resample(frame)]
     except (av.error.FFmpegError, ValueError) as error:
         raise NoSoundError(f"cannot be read as sound ({' '.join(str(error).split())})") from None
     if not SLOWEST <= rate <= FASTEST:
