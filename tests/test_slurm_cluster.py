@@ -204,7 +204,7 @@ def test_a_small_run_by_its_verbs(slurm: None, flgbench: Flgbench, tmp_path: Pat
     code, printed, err = flgbench("run", *ON_DEVCLUSTER, "--out", "out", "--no-wait", "--json")
     assert code == 0, err
     submitted = json.loads(printed)
-    assert submitted["jobs"] == 7
+    assert submitted["jobs"] == 6
     code, printed, _ = flgbench("status", "--out", "out", "--json")
     steps = json.loads(printed)["steps"]
     assert {s["state"] for s in steps} <= {"waiting", "running", "done"} and any(s.get("slurm") for s in steps)
