@@ -38,7 +38,7 @@ class RunSettings(Settings):
     conditions: int = Field(64, ge=2)
     split: Literal["test", "validation"] = Field("test", description="conditions of the evaluation; a search has its own")
     repeated_conditions: int = Field(4, ge=0, description="conditions sampled with 8 seeds, for the hidden factors")
-    pairs: int = Field(20, ge=3, description="timed conditions of the latency protocol")
+    pairs: int = Field(12, ge=3, description="timed conditions of the latency protocol; for percentiles 36 and more")
     seed: int = Field(0, ge=0)
     seeds: int = Field(1, ge=1, le=100, description="trainings of each method, with seeds from `seed` on")
     teacher_guidance: Literal["own", "cfg"] = Field(

@@ -218,7 +218,7 @@ def test_a_lora_critic_has_the_gradient_of_a_dense_one(tiny_model: WanX, tiny_da
         for adapted, plain in pairs:
             plain.weight += adapted.get_delta_weight("default")
     batch = tiny_data.batch(2, torch.Generator().manual_seed(0))
-    set_lora_scale(lora, 1.0)
+    set_lora_scale(lora_layers(lora), 1.0)
     for model in (lora, dense):
         model.velocity(batch.latents, torch.full((2,), 0.6), batch.condition).pow(2).mean().backward()
     assert pairs

@@ -48,9 +48,9 @@ def test_a_new_lora_changes_nothing(tiny_model: WanX, tiny_data: TrainingData) -
     """B = 0: fake = real = teacher, at every scale."""
     adapted = with_lora(tiny_model, 4)
     for scale in (0.0, 0.25, 1.0):
-        set_lora_scale(adapted, scale)
+        set_lora_scale(lora_layers(adapted), scale)
         assert torch.equal(velocity(adapted, tiny_data), velocity(tiny_model, tiny_data))
-        assert lora_share(adapted, scale) == 0
+        assert lora_share(lora_layers(adapted), scale) == 0
 
 
 def test_the_scale_is_the_factor_of_the_change(tiny_model: WanX, tiny_data: TrainingData) -> None:
@@ -63,14 +63,14 @@ def test_the_scale_is_the_factor_of_the_change(tiny_model: WanX, tiny_data: Trai
             change[name] = 0.25 * layer.lora_B[ADAPTER].weight.detach() @ layer.lora_A[ADAPTER].weight.detach()
             merged.transformer.get_submodule(name).weight.data += change[name]
     assert len(change) == 10 * len(tiny_model.blocks)  # q, k, v, out of both attentions, and both layers of the FFN
-    set_lora_scale(adapted, 0.25)
+    set_lora_scale(lora_layers(adapted), 0.25)
     torch.testing.assert_close(velocity(adapted, tiny_data), velocity(merged, tiny_data), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(velocity(adapted, tiny_data), velocity(tiny_model, tiny_data), atol=1e-3)
 
     base = torch.cat([tiny_model.transformer.get_submodule(n).weight.flatten() for n in change])
     expected = torch.cat([c.flatten() for c in change.values()]).norm() / base.norm()
-    torch.testing.assert_close(lora_share(adapted, 0.25), expected)
-    torch.testing.assert_close(lora_share(adapted, 1.0), 4 * expected)
+    torch.testing.assert_close(lora_share(lora_layers(adapted), 0.25), expected)
+    torch.testing.assert_close(lora_share(lora_layers(adapted), 1.0), 4 * expected)
 
 
 def test_only_the_lora_is_trained_and_the_same_at_every_start(tiny_model: WanX) -> None:
@@ -117,10 +117,10 @@ def test_the_scores_are_guided_weak_and_unguided_strong(tiny_model: WanX, tiny_d
     with torch.no_grad():
         real = stage.real_velocity(batch.latents, t, batch.condition, batch)
         fake = stage.fake_velocity(batch.latents, t, batch.condition)
-        set_lora_scale(stage.fake, 0.5)
+        set_lora_scale(lora_layers(stage.fake), 0.5)
         v, v0 = (stage.fake.velocity(batch.latents, t, c) for c in (batch.condition, batch.condition.unconditional()))
         torch.testing.assert_close(real, v0 + 3.5 * (v - v0))
-        set_lora_scale(stage.fake, 2.0)
+        set_lora_scale(lora_layers(stage.fake), 2.0)
         torch.testing.assert_close(fake, stage.fake.velocity(batch.latents, t, batch.condition))
 
 

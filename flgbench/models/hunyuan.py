@@ -98,7 +98,7 @@ class Hunyuan(Denoiser):
         clips = clips or ClipSettings.of(found.own)
 
         def to_device(transformer: Any) -> Any:
-            return prepared(transformer).to(placement.device)
+            return prepared(transformer.to(placement.device))
 
         def fits() -> None:
             check_room(placement, found.parameters, folder / "transformer")

@@ -15,6 +15,7 @@ from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoAttnProcessor2_0
 
 from flgbench.models.base import SelfAttention
+from flgbench.models.cpu_kernels import with_fast_gelu
 
 Rotary = tuple[torch.Tensor, torch.Tensor]
 Projected = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -24,8 +25,10 @@ def prepared(transformer: HunyuanVideoTransformer3DModel) -> HunyuanVideoTransfo
     """`transformer` so that it computes no padding of a single clip, in place.
 
     Its text is cut where the mask ends, and no attention is given a mask, which the fastest kernels do not take. In a
-    batch captions are of several lengths: there padding is masked, as diffusers does.
+    batch captions are of several lengths: there padding is masked, as diffusers does. On a CPU see also `cpu_kernels`.
     """
+    if transformer.x_embedder.proj.weight.device.type == "cpu":
+        with_fast_gelu(transformer)
     transformer.register_forward_pre_hook(_cut_text, with_kwargs=True)
     for block in transformer.context_embedder.token_refiner.refiner_blocks:
         block.attn.set_processor(RefinerProcessor())

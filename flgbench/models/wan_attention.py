@@ -1,4 +1,4 @@
-"""Self-attention of a Wan block in three forms: over all tokens (diffusers' own), within a latent frame, or none.
+"""Self-attention of a Wan block in three forms: over all tokens (as diffusers' own), within a latent frame, or none.
 
 Tokens are (B, N, width) in frame-major order: N = frames x tokens of a frame. Heads follow the tokens: (B, N, heads, D).
 """
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.transformers.transformer_wan import WanAttnProcessor
+from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
 from torch import nn
 
 from flgbench.models.base import SelfAttention
@@ -17,23 +17,77 @@ from flgbench.models.base import SelfAttention
 Rotary = tuple[torch.Tensor, torch.Tensor]  # cosines and sines, (1, N, 1, D), every angle twice
 
 
-def rotate(x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
-    """Rotary embedding of (B, N, heads, D): neighbouring channels (2i, 2i + 1) are the coordinates that turn."""
-    cos, sin = rotary
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-    turned = torch.stack([-odd, even], dim=-1).flatten(-2)
-    return (x * cos + turned * sin).type_as(x)
+def turns_of(rotary: Rotary) -> torch.Tensor:
+    """(1, N, 1, D/2) unit complex numbers by which neighbouring channels (2i, 2i + 1), taken as one, are turned."""
+    cos, sin = (part[..., ::2].float().contiguous() for part in rotary)
+    return torch.complex(cos, sin)
 
 
-def project(attention: Any, tokens: torch.Tensor, rotary: Rotary) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Query, key and value (B, N, heads, D) of a `WanAttention`, after its qk-norm and rotary embedding."""
+def rotate(x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+    """Rotary embedding of (B, N, heads, D)."""
+    turned = torch.view_as_complex(x.float().unflatten(-1, (-1, 2))) * turns
+    return torch.view_as_real(turned).flatten(-2).type_as(x)
+
+
+def normalise(x: torch.Tensor, layer: Any) -> torch.Tensor:
+    """`layer`(x) of an `nn.RMSNorm`, to the bit. On a CPU torch makes it of twice as many kernels as it takes."""
+    if x.device.type != "cpu" or x.dtype != torch.float32:
+        return layer(x)
+    scale = ((x * x).sum(-1, keepdim=True) * (1 / x.shape[-1]) + layer.eps).rsqrt()
+    return x * scale * layer.weight
+
+
+def project(
+    attention: Any, tokens: torch.Tensor, rotary: Rotary | None, seen: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Query of `tokens`, key and value of `seen`, by default of `tokens` too, of a `WanAttention`, (B, N, heads, D) each,
+    after its qk-norm and, if there is one, rotary embedding."""
+    seen = tokens if seen is None else seen
     query, key, value = (
-        attention.norm_q(attention.to_q(tokens)),
-        attention.norm_k(attention.to_k(tokens)),
-        attention.to_v(tokens),
+        normalise(attention.to_q(tokens), attention.norm_q),
+        normalise(attention.to_k(seen), attention.norm_k),
+        attention.to_v(seen),
     )
     query, key, value = (x.unflatten(2, (attention.heads, -1)) for x in (query, key, value))
-    return rotate(query, rotary), rotate(key, rotary), value
+    if rotary is None:
+        return query, key, value
+    turns = turns_of(rotary)
+    return rotate(query, turns), rotate(key, turns), value
+
+
+class LeanProcessor:
+    """diffusers' `WanAttnProcessor` without tokens of an image encoder: the same numbers from half as many kernels.
+
+    Those are most of a pass where the network is tiny and on a CPU.
+    """
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        rotary_emb: Rotary | None = None,
+    ) -> torch.Tensor:
+        assert attention_mask is None and attn.add_k_proj is None
+        projected = project(attn, hidden_states, rotary_emb, encoder_hidden_states)
+        query, key, value = (x.transpose(1, 2) for x in projected)
+        out = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        return attn.to_out[1](attn.to_out[0](out))
+
+
+def full_attention(attention: Any) -> LeanProcessor | WanAttnProcessor:
+    """The processor with which a `WanAttention` sees everything: the lean one where it will do and is faster."""
+    lean = attention.add_k_proj is None and attention.to_q.weight.device.type == "cpu"
+    return LeanProcessor() if lean else WanAttnProcessor()
+
+
+def with_lean_attention(transformer: Any) -> Any:
+    """Switch diffusers' processors in `transformer` to lean ones where `full_attention` says so, in place."""
+    for module in transformer.modules():
+        if isinstance(module, WanAttention) and type(module.processor) is WanAttnProcessor:
+            module.set_processor(full_attention(module))
+    return transformer
 
 
 def frame_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, frames: int) -> torch.Tensor:
@@ -116,5 +170,5 @@ def with_kind(block: Any, kind: SelfAttention, frames: int) -> nn.Module:
         raise ValueError(f"no self-attention is left that could become '{kind}'")
     if kind == "none":
         return BlockWithoutSelfAttention(block)
-    block.attn1.set_processor(FrameProcessor(frames) if kind == "frame" else WanAttnProcessor())
+    block.attn1.set_processor(FrameProcessor(frames) if kind == "frame" else full_attention(block.attn1))
     return block

@@ -17,11 +17,12 @@ from torch import nn
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPVisionModel, UMT5EncoderModel
 
 from flgbench.models.base import Condition, PassTally, Placement, SelfAttention, StockCall
+from flgbench.models.cpu_kernels import with_fast_gelu
 from flgbench.models.denoiser import KEPT_BLOCKS, SELF_ATTENTION, with_given_frame
 from flgbench.models.diffusers_folder import OWN, ClipSettings
 from flgbench.models.folded_conv import SMALL, fold_convolutions
 from flgbench.models.parts import Part, check_room, part, unchanged
-from flgbench.models.wan_attention import kind_of, project, with_kind
+from flgbench.models.wan_attention import kind_of, project, with_kind, with_lean_attention
 from flgbench.models.wan_checkpoint import Checkpoint
 from flgbench.models.wan_encoders import IMAGE_TOKENS, WanEncoders
 
@@ -32,9 +33,13 @@ ON_CPU = Placement()
 
 
 def ready(transformer: Any) -> Any:
-    """`transformer` with rotary angles in fp32: diffusers keeps them in fp64, which makes every rotation fp64."""
+    """`transformer` with rotary angles in fp32: diffusers keeps them in fp64, which makes every rotation fp64.
+
+    One that is on a CPU gets faster kernels, see `cpu_kernels`.
+    """
     transformer.rope.float()
-    return transformer
+    on_cpu = transformer.patch_embedding.weight.device.type == "cpu"
+    return with_fast_gelu(with_lean_attention(transformer)) if on_cpu else transformer
 
 
 def cast(transformer: Any, dtype: torch.dtype) -> Any:
@@ -96,7 +101,7 @@ class WanX(WanEncoders):
         found = Checkpoint(folder)
 
         def to_device(transformer: Any) -> Any:
-            return ready(transformer).to(placement.device)
+            return ready(transformer.to(placement.device))
 
         def fits() -> None:
             check_room(placement, found.parameters, folder / "transformer")
@@ -119,8 +124,7 @@ class WanX(WanEncoders):
 
     def with_transformer(self, folder: Path) -> WanX:
         """The same encoders with the denoiser stored in `folder`."""
-        denoiser = self._read(folder).to(self.device)
-        twin = self._twin(ready(denoiser).requires_grad_(False).eval())
+        twin = self._twin(ready(self._read(folder).to(self.device)).requires_grad_(False).eval())
         twin._kept = tuple(json.loads((folder / KEPT_BLOCKS).read_text()))
         return twin
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +87,7 @@ def of_suite(video: torch.Tensor, told: Evaluated, conditions: np.ndarray, sampl
 def of_the_set(video: torch.Tensor, features: np.ndarray) -> tuple[dict[str, float], float]:
     """Measures of clips of different conditions (N, 17, 64, 64, 3) and the classifier's features of them (N, 16), and the
     bandwidth of the kernels. NaN where N does not suit a measure: `not_run` says why."""
-    reference = shapes.render(shapes.draw_factors("validation", np.arange(REFERENCE_CLIPS)))
-    real = sets.clip_features(reference)
-    bandwidth = sets.median_bandwidth(real)
+    real, bandwidth = reference()
     mine = sets.clip_features(video)
     whole = learned.distances(features)
     whole["mmd"], whole["mmd_p"] = sets.mmd_permutation(mine, real, bandwidth)
@@ -96,6 +95,13 @@ def of_the_set(video: torch.Tensor, features: np.ndarray) -> tuple[dict[str, flo
     whole["vendi"] = sets.vendi(mine, bandwidth) / sets.vendi(equal, bandwidth) if len(equal) == len(mine) else np.nan
     covered = sets.support(mine, equal) if SUPPORT_CLIPS <= len(mine) == len(equal) else {}
     return whole | {name: covered.get(name, np.nan) for name in ("precision", "recall", "coverage")}, bandwidth
+
+
+@lru_cache(maxsize=1)
+def reference() -> tuple[np.ndarray, float]:
+    """Features (512, D) of the fresh real clips, and the kernels' bandwidth."""
+    real = sets.clip_features(shapes.render(shapes.draw_factors("validation", np.arange(REFERENCE_CLIPS))))
+    return real, sets.median_bandwidth(real)
 
 
 def not_run(conditions: int) -> dict[str, str]:

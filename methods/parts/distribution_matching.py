@@ -19,7 +19,7 @@ from flgbench.models.base import Condition, VideoModel
 from flgbench.settings import Settings
 from flgbench.stage import Batch, Footprint, Roles, TrainedStage
 from methods.parts.adversarial import FeatureDiscriminator, discriminator_loss, generator_loss
-from methods.parts.lora import set_lora_scale, with_lora
+from methods.parts.lora import lora_layers, set_lora_scale, with_lora
 from methods.parts.optimizer import adamw
 
 
@@ -94,6 +94,7 @@ class DistributionMatching(TrainedStage):
         self.redundant: list[int] = roles.json("importance", "importance.json")["redundant"] if pruned else []
         self.generator = self.real.without_blocks(self.redundant).requires_grad_(True)
         self.fake = self.make_fake()
+        self.adapters = lora_layers(self.fake)  # none of a critic with weights of its own
         self.times = flow.euler_times(settings.steps, settings.shift)
         self.discriminator = FeatureDiscriminator(self.real) if settings.gan_weight > 0 else None
         betas = (0.0, 0.999)
@@ -218,7 +219,7 @@ class DistributionMatching(TrainedStage):
     def fake_velocity(self, x: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
         """The student's score: never guided."""
         if self.settings.critic == "lora":
-            set_lora_scale(self.fake, 1.0)
+            set_lora_scale(self.adapters, 1.0)
         return self.fake.velocity(x, t, condition)
 
     def real_velocity(self, x: torch.Tensor, t: torch.Tensor, condition: Condition, batch: Batch) -> torch.Tensor:
@@ -229,7 +230,7 @@ class DistributionMatching(TrainedStage):
         real = self.real
         if s.critic == "lora":  # without its adapter the critic is the teacher
             real = self.fake
-            set_lora_scale(real, 0.0)
+            set_lora_scale(self.adapters, 0.0)
         dense = real.velocity(x, t, condition)
         unconditional = real.velocity(x, t, condition.unconditional())
         weak = s.beta2 > 0 and bool(self.redundant)

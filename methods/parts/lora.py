@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -29,23 +30,22 @@ def with_lora(model: VideoModel, rank: int) -> VideoModel:
 
 
 def lora_layers(model: VideoModel) -> list[Any]:
-    """The adapted layers of a model from `with_lora`."""
+    """The adapted layers of a model from `with_lora`. Looking them up takes as long as some of their passes: once."""
     from peft.tuners.lora import LoraLayer
 
     return [layer for layer in model.blocks.modules() if isinstance(layer, LoraLayer)]
 
 
-def set_lora_scale(model: VideoModel, scale: float) -> None:
+def set_lora_scale(layers: Iterable[Any], scale: float) -> None:
     """W + scale BA from now on. A graph that was built before keeps the scale of its own forward pass."""
-    for layer in lora_layers(model):
+    for layer in layers:
         layer.set_scale(ADAPTER, scale)
 
 
 @torch.no_grad()
-def lora_share(model: VideoModel, scale: float) -> torch.Tensor:
+def lora_share(layers: Sequence[Any], scale: float) -> torch.Tensor:
     """|scale BA| / |W|, Frobenius norms over all adapted layers together: how far the weights are from the teacher's."""
-    set_lora_scale(model, scale)
-    layers = lora_layers(model)
+    set_lora_scale(layers, scale)
     change = torch.stack([layer.get_delta_weight(ADAPTER).pow(2).sum() for layer in layers]).sum()
     weight = torch.stack([layer.get_base_layer().weight.pow(2).sum() for layer in layers]).sum()
     return (change / weight).sqrt()

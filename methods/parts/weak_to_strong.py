@@ -72,16 +72,16 @@ class WeakToStrong(DistributionMatching):
     def train_step(self, batch: Batch, iteration: int) -> dict[str, torch.Tensor]:
         losses = super().train_step(batch, iteration)
         # The one backward through the LoRA is the fake score's: activations computed again have to be of that network.
-        set_lora_scale(self.fake, self.settings.strong)
+        set_lora_scale(self.adapters, self.settings.strong)
         return losses
 
     def fake_velocity(self, x: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
-        set_lora_scale(self.fake, self.settings.strong)
+        set_lora_scale(self.adapters, self.settings.strong)
         return self.fake.velocity(x, t, condition)
 
     def real_velocity(self, x: torch.Tensor, t: torch.Tensor, condition: Condition, batch: Batch) -> torch.Tensor:
         """Guided W_real: guidance is of this score only."""
-        set_lora_scale(self.fake, self.settings.weak)
+        set_lora_scale(self.adapters, self.settings.weak)
         return GuidedVelocity(self.fake, condition, self.settings.guidance_scale)(x, t)
 
     def gradient(self, clean: torch.Tensor, fake: torch.Tensor, real: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -93,4 +93,4 @@ class WeakToStrong(DistributionMatching):
 
     def _student_losses(self, clean: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
         losses = super()._student_losses(clean, batch)
-        return losses | {"weak_share": lora_share(self.fake, self.settings.weak)}
+        return losses | {"weak_share": lora_share(self.adapters, self.settings.weak)}
