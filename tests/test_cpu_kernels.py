@@ -9,8 +9,8 @@ import toy_hunyuan
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch import nn
 
-from flgbench.models.cpu_kernels import ProjectedTanhGelu, TanhGelu, tanh_gelu, with_fast_gelu
-from flgbench.models.wan_attention import LeanProcessor, normalise
+from flgbench.models.cpu_kernels import ProjectedTanhGelu, TanhGelu, normalise, tanh_gelu, with_fast_gelu
+from flgbench.models.wan_attention import LeanProcessor
 from flgbench.models.wanx import WanX
 from flgbench.stage import TrainingData
 

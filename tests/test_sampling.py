@@ -25,7 +25,7 @@ from flgbench.data import shapes
 from flgbench.data.captions import captions_of
 from flgbench.errors import StageFailure
 from flgbench.models.wanx import WanX
-from flgbench.sampling import GuidedVelocity, SamplerSettings, clip_noise, euler, generate
+from flgbench.sampling import GuidedVelocity, SamplerSettings, clip_noise, euler, generate, guided_velocity
 from flgbench.stage import TrainingData
 from flgbench.steps.sample import check_finite
 
@@ -179,3 +179,15 @@ def test_clips_that_are_not_finite_fail_by_name() -> None:
     latents[2, 1] = float("nan")
     with pytest.raises(StageFailure, match=r"NaN: the sampled latents are not finite \(condition 1 sample 1\)"):
         check_finite(latents, [(0, 0), (1, 0), (1, 1)])
+
+
+def test_a_batch_is_guided_as_by_two_passes(tiny_model: WanX, tiny_data: TrainingData) -> None:
+    x, t, condition = tiny_data.latents[:2], torch.tensor([0.3, 0.9]), tiny_data.condition.select(slice(0, 2))
+    tiny_model.tally.passes = 0
+    with torch.no_grad():
+        found = guided_velocity(tiny_model, x, t, condition, 4.0)
+        assert tiny_model.tally.passes == 4
+        expected = GuidedVelocity(tiny_model, condition, 4.0)
+        torch.testing.assert_close(found[:1], expected(x, t[:1])[:1], rtol=0, atol=1e-5)
+        torch.testing.assert_close(found[1:], expected(x, t[1:])[1:], rtol=0, atol=1e-5)
+        assert torch.equal(guided_velocity(tiny_model, x, t, condition, 1.0), tiny_model.velocity(x, t, condition))

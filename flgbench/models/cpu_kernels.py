@@ -1,7 +1,7 @@
 """Parts of small denoisers on a CPU: the same functions, to rounding, from faster or fewer kernels.
 
 A pass of a tiny network is about a thousand kernels of some microseconds each, and torch's own tanh-GELU takes twice as
-long as the vectorised tanh and the products that it consists of.
+long as the vectorised tanh and the products that it consists of. On other devices all here is torch's own.
 """
 
 from __future__ import annotations
@@ -62,3 +62,23 @@ def with_fast_gelu(network: nn.Module) -> nn.Module:
         if type(module) in faster and module.approximate == "tanh":
             module.__class__ = faster[type(module)]
     return network
+
+
+def turns_of(rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Unit complex numbers (..., D/2) of cosines and sines (..., D), which have every angle twice."""
+    cos, sin = (part[..., ::2].float().contiguous() for part in rotary)
+    return torch.complex(cos, sin)
+
+
+def rotate(x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+    """Rotary embedding of x (B, N, heads, D): neighbouring channels (2i, 2i + 1) are one complex number that turns."""
+    turned = torch.view_as_complex(x.float().unflatten(-1, (-1, 2))) * turns
+    return torch.view_as_real(turned).flatten(-2).type_as(x)
+
+
+def normalise(x: torch.Tensor, layer: Any) -> torch.Tensor:
+    """`layer`(x) of an RMS norm of torch or diffusers, which make it of twice as many kernels as it takes."""
+    if x.device.type != "cpu" or x.dtype != torch.float32:
+        return layer(x)
+    scale = ((x * x).sum(-1, keepdim=True) * (1 / x.shape[-1]) + layer.eps).rsqrt()
+    return x * scale * layer.weight

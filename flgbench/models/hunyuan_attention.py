@@ -11,21 +11,20 @@ import torch
 import torch.nn.functional as F
 from diffusers import HunyuanVideoTransformer3DModel
 from diffusers.models.attention_processor import AttnProcessor2_0
-from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoAttnProcessor2_0
 
 from flgbench.models.base import SelfAttention
-from flgbench.models.cpu_kernels import with_fast_gelu
+from flgbench.models.cpu_kernels import normalise, rotate, turns_of, with_fast_gelu
 
-Rotary = tuple[torch.Tensor, torch.Tensor]
+Rotary = tuple[torch.Tensor, torch.Tensor]  # cosines and sines, (N, D), every angle twice
 Projected = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def prepared(transformer: HunyuanVideoTransformer3DModel) -> HunyuanVideoTransformer3DModel:
-    """`transformer` so that it computes no padding of a single clip, in place.
+    """`transformer` so that it computes no needless padding, in place.
 
-    Its text is cut where the mask ends, and no attention is given a mask, which the fastest kernels do not take. In a
-    batch captions are of several lengths: there padding is masked, as diffusers does. On a CPU see also `cpu_kernels`.
+    The text is cut where the longest caption's mask ends, and a single clip's attention is given no mask, which the fastest
+    kernels do not take. In a batch shorter captions are masked, as diffusers does. On a CPU see also `cpu_kernels`.
     """
     if transformer.x_embedder.proj.weight.device.type == "cpu":
         with_fast_gelu(transformer)
@@ -38,10 +37,8 @@ def prepared(transformer: HunyuanVideoTransformer3DModel) -> HunyuanVideoTransfo
 
 
 def _cut_text(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    mask = kwargs["encoder_attention_mask"]
-    if len(mask) > 1:
-        return args, kwargs
-    length, names = int(mask.sum()), ("encoder_hidden_states", "encoder_attention_mask")
+    names = ("encoder_hidden_states", "encoder_attention_mask")
+    length = int(kwargs["encoder_attention_mask"].sum(1).max())
     return args, kwargs | {name: kwargs[name][:, :length] for name in names}
 
 
@@ -65,25 +62,56 @@ class RefinerProcessor(AttnProcessor2_0):
 
 
 class JointProcessor(HunyuanVideoAttnProcessor2_0):
-    """Diffusers' own for video and text, see `prepared`."""
+    """Diffusers' own for video and text, see `prepared`; on a CPU the same numbers from fewer kernels."""
 
     def __call__(
         self,
         attn: Any,
         hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         image_rotary_emb: Rotary | None = None,
     ) -> Any:
         mask = _unless_alone(attention_mask, len(hidden_states))
-        return super().__call__(attn, hidden_states, encoder_hidden_states, mask, image_rotary_emb)
+        if hidden_states.device.type != "cpu" or image_rotary_emb is None:
+            return super().__call__(attn, hidden_states, encoder_hidden_states, mask, image_rotary_emb)
+        projected = project_jointly(attn, hidden_states, encoder_hidden_states, image_rotary_emb)
+        query, key, value = (x.transpose(1, 2) for x in projected)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)
+        video, text = out.split([hidden_states.shape[1], encoder_hidden_states.shape[1]], dim=1)
+        if attn.add_q_proj is None:  # its output projection is the block's
+            return video, text
+        return attn.to_out[1](attn.to_out[0](video)), attn.to_add_out(text)
+
+
+def project_jointly(attention: Any, video: torch.Tensor, text: torch.Tensor, rotary: Rotary) -> Projected:
+    """Query, key and value (B, N + L, heads, D) of video (B, N, width) and text (B, L, width), after qk-norm; those of the
+    video also after rotary embedding."""
+
+    def split(x: torch.Tensor) -> torch.Tensor:
+        return x.unflatten(2, (attention.heads, -1))
+
+    a, places = attention, video.shape[1]
+    double = a.add_q_proj is not None
+    tokens = video if double else torch.cat([video, text], dim=1)
+    query, key, value = split(a.to_q(tokens)), split(a.to_k(tokens)), split(a.to_v(tokens))
+    query, key = normalise(query, a.norm_q), normalise(key, a.norm_k)
+    if double:
+        words = normalise(split(a.add_q_proj(text)), a.norm_added_q), normalise(split(a.add_k_proj(text)), a.norm_added_k)
+        value = torch.cat([value, split(a.add_v_proj(text))], dim=1)
+    else:
+        words = query[:, places:], key[:, places:]
+    turns = turns_of(rotary)[:, None]
+    query = torch.cat([rotate(query[:, :places], turns), words[0]], dim=1)
+    key = torch.cat([rotate(key[:, :places], turns), words[1]], dim=1)
+    return query, key, value
 
 
 def project_video(attention: Any, tokens: torch.Tensor, rotary: Rotary) -> tuple[torch.Tensor, torch.Tensor]:
     """Query and key (B, N, heads, D) of the video tokens (B, N, width), after qk-norm and rotary embedding."""
     query, key = (x.unflatten(2, (attention.heads, -1)) for x in (attention.to_q(tokens), attention.to_k(tokens)))
-    query, key = attention.norm_q(query), attention.norm_k(key)
-    return apply_rotary_emb(query, rotary, sequence_dim=1), apply_rotary_emb(key, rotary, sequence_dim=1)
+    turns = turns_of(rotary)[:, None]
+    return rotate(normalise(query, attention.norm_q), turns), rotate(normalise(key, attention.norm_k), turns)
 
 
 def frame_attention(

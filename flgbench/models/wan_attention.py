@@ -13,28 +13,9 @@ from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnP
 from torch import nn
 
 from flgbench.models.base import SelfAttention
+from flgbench.models.cpu_kernels import normalise, rotate, turns_of
 
 Rotary = tuple[torch.Tensor, torch.Tensor]  # cosines and sines, (1, N, 1, D), every angle twice
-
-
-def turns_of(rotary: Rotary) -> torch.Tensor:
-    """(1, N, 1, D/2) unit complex numbers by which neighbouring channels (2i, 2i + 1), taken as one, are turned."""
-    cos, sin = (part[..., ::2].float().contiguous() for part in rotary)
-    return torch.complex(cos, sin)
-
-
-def rotate(x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
-    """Rotary embedding of (B, N, heads, D)."""
-    turned = torch.view_as_complex(x.float().unflatten(-1, (-1, 2))) * turns
-    return torch.view_as_real(turned).flatten(-2).type_as(x)
-
-
-def normalise(x: torch.Tensor, layer: Any) -> torch.Tensor:
-    """`layer`(x) of an `nn.RMSNorm`, to the bit. On a CPU torch makes it of twice as many kernels as it takes."""
-    if x.device.type != "cpu" or x.dtype != torch.float32:
-        return layer(x)
-    scale = ((x * x).sum(-1, keepdim=True) * (1 / x.shape[-1]) + layer.eps).rsqrt()
-    return x * scale * layer.weight
 
 
 def project(

@@ -16,6 +16,7 @@ from torch import nn
 
 from flgbench import flow
 from flgbench.models.base import Condition, VideoModel
+from flgbench.sampling import guidance_branches
 from flgbench.settings import Settings
 from flgbench.stage import Batch, Footprint, Roles, TrainedStage
 from methods.parts.adversarial import FeatureDiscriminator, discriminator_loss, generator_loss
@@ -231,8 +232,7 @@ class DistributionMatching(TrainedStage):
         if s.critic == "lora":  # without its adapter the critic is the teacher
             real = self.fake
             set_lora_scale(self.adapters, 0.0)
-        dense = real.velocity(x, t, condition)
-        unconditional = real.velocity(x, t, condition.unconditional())
+        dense, unconditional = guidance_branches(real, x, t, condition)
         weak = s.beta2 > 0 and bool(self.redundant)
         pruned = real.velocity(x, t, condition, self.redundant) if weak else None
         return well_guided_velocity(dense, unconditional, pruned, beta1, beta2)
