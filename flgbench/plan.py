@@ -156,7 +156,7 @@ def plan(run: RunSettings, hardware: Mapping[str, Any], weights_needed: bool = T
         latency_settings["suite"] = conditions_step.settings["suite"]
     if reference:
         inputs = {"teacher": teacher, "data": test} | students
-        add(Step("latency", "interleaved", latency_settings, inputs, exclusive=True))
+        add(Step("latency", "interleaved", latency_settings, inputs, version=2, exclusive=True))
     if not any(training in step.inputs.values() for step in steps.values()):
         del steps[training]  # nothing is trained
     return Plan(steps, cells, tuple(undefined))

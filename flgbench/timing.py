@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -43,12 +43,15 @@ def warm_up(once: Callable[[], float], most: int = 10, seconds: float = WARM_SEC
             return {"runs": len(taken), "settled": settled}
 
 
-def interleaved(cells: Sequence[str], conditions: int) -> Iterator[tuple[int, str]]:
-    """(condition, cell): condition by condition, the cells each time in another order (seeded), so that drift hits all."""
+def interleaved(cells: Sequence[str], conditions: int, seldom: Collection[str] = ()) -> Iterator[tuple[int, str]]:
+    """(condition, cell): condition by condition, the cells each time in another order (seeded), so that drift hits all.
+
+    Those of `seldom` are there in every other condition only, from the first on.
+    """
     order, names = random.Random(0), list(cells)
     for condition in range(conditions):
         order.shuffle(names)
-        yield from ((condition, name) for name in names)
+        yield from ((condition, name) for name in names if condition % 2 == 0 or name not in seldom)
 
 
 @torch.inference_mode()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import toy_hunyuan
+from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoAttnProcessor2_0
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch import nn
 
+from flgbench.data import shapes
 from flgbench.models.cpu_kernels import ProjectedTanhGelu, TanhGelu, normalise, tanh_gelu, with_fast_gelu
 from flgbench.models.wan_attention import LeanProcessor
 from flgbench.models.wanx import WanX
@@ -75,3 +78,26 @@ def test_both_families_have_them(tiny_model: WanX, ) -> None:
     for model in (tiny_model, toy_hunyuan.build()):
         kinds = {type(m) for block in model.blocks for m in block.modules()}
         assert kinds & {ProjectedTanhGelu, TanhGelu} and nn.GELU not in kinds
+
+
+def test_a_joint_pass_is_diffusers_own() -> None:
+    """As above, on both kinds of hunyuan's blocks, with captions of two lengths."""
+    lean = toy_hunyuan.build().requires_grad_(True)
+    own = lean.copy().requires_grad_(True)
+    for module in own.transformer.modules():
+        if isinstance(module, TanhGelu | ProjectedTanhGelu):
+            module.__class__ = type(module).__base__
+    for block in own.blocks:
+        block.attn.set_processor(HunyuanVideoAttnProcessor2_0())
+    clips = shapes.render(shapes.draw_factors("train", np.arange(2)))
+    condition = lean.condition(clips[:, 0], ["a red circle", "a small blue star moves to the left"])
+    x, t = torch.randn(2, *lean.latent_shape), torch.tensor([0.3, 0.8])
+    assert condition.extras["text_mask"].sum(1).unique().numel() == 2
+    with torch.no_grad():
+        torch.testing.assert_close(lean.velocity(x, t, condition), own.velocity(x, t, condition), rtol=1e-5, atol=1e-5)
+    for model in (lean, own):
+        model.velocity(x, t, condition).pow(2).mean().backward()
+    for mine, other in zip(lean.transformer.parameters(), own.transformer.parameters(), strict=True):
+        assert (mine.grad is None) == (other.grad is None)
+        if mine.grad is not None:
+            torch.testing.assert_close(mine.grad, other.grad, rtol=1e-4, atol=1e-6)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from conftest import Flgbench, assert_refused
 
 from flgbench.contracts import FamilyPreset
+from flgbench.costs import seldom_timed
 from flgbench.devices import Driver
 from flgbench.errors import UsageError
 from flgbench.models import attention_backend
@@ -23,6 +24,7 @@ from flgbench.models.families import WanXFamily
 from flgbench.models.wanx import WanX
 from flgbench.peaks import peak
 from flgbench.registry import registry
+from flgbench.sampling import SamplerSettings
 from flgbench.settings import build_settings
 from flgbench.stage import Roles, TrainingData
 from flgbench.timing import interleaved, warm_up, weight_bytes
@@ -256,3 +258,13 @@ def test_cells_are_interleaved_in_changing_order() -> None:
     assert [c for c, _ in made] == [i for i in range(6) for _ in cells]
     assert all(sorted(r) == cells for r in rounds) and len({tuple(r) for r in rounds}) > 2
     assert made == list(interleaved(cells, 6))
+    seldom = list(interleaved(cells, 5, seldom={"b"}))
+    assert [i for i, name in seldom if name == "b"] == [0, 2, 4]
+    assert [i for i, name in seldom if name == "d"] == list(range(5))
+
+
+def test_slow_cells_are_timed_seldom() -> None:
+    asked = {"euler": (50, 4.0), "pruned": (50, 4.0), "twenty": (20, 4.0), "eight": (8, 4.0), "few": (4, 1.0)}
+    samplers = {k: SamplerSettings(num_inference_steps=n, guidance_scale=w).record() for k, (n, w) in asked.items()}
+    assert seldom_timed(samplers, "euler") == {"pruned", "twenty"}
+    assert seldom_timed(samplers, None) == seldom_timed({}, "euler") == set()

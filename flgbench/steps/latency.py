@@ -1,5 +1,7 @@
 """Time all cells of a comparison in one process, interleaved condition by condition (evaluation.md 4.3).
 
+Slow cells besides the reference are timed in every other condition, see `costs.seldom_timed`.
+
 Warm-up repeats a clip until three runs agree within 2 % (10 runs at most, and none more once a cell has taken
 `timing.WARM_SECONDS`: a slow one has then made a hundred passes).
 """
@@ -17,6 +19,7 @@ import torch
 
 from flgbench import open_models
 from flgbench.cells import Step
+from flgbench.costs import seldom_timed
 from flgbench.sampling import SamplerSettings, build_cache
 from flgbench.steps.loading import evaluated, load_denoiser, load_teacher, preset_of
 from flgbench.store import Store, write_json
@@ -48,7 +51,9 @@ def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
 
     warmups = {name: warm_up(partial(first_clip, name)) for name in timers}
     rows, peaks = [], dict[str, float]()
-    for done, (pair, name) in enumerate(interleaved(list(timers), settings["pairs"]), start=1):
+    seldom = seldom_timed(settings["samplers"], settings["reference"])
+    order = list(interleaved(list(timers), settings["pairs"], seldom))
+    for done, (pair, name) in enumerate(order, start=1):
         one = slice(pair, pair + 1)
         with DeviceMemory() as memory:
             times = timers[name](images[one], captions[one], pair, inputs=inputs_of(one))
@@ -59,7 +64,7 @@ def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
             batched = timers[name](images[one], captions[one], pair, batched_cfg=True, inputs=inputs_of(one))
             rows.append({"cell": name, "condition": pair, "metric": "denoise_batched_cfg_s", "value": batched["denoise_s"]})
         if done % len(timers) == 0:
-            store.event(step.key, "progress", fraction=(pair + 1) / settings["pairs"])
+            store.event(step.key, "progress", fraction=done / len(order))
     # ru_maxrss is the process's highest resident memory, in KiB on Linux; all cells share the process.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     table = pd.DataFrame(rows).assign(sample=0, unit="s", higher_is_better=False, status="ok", reason="")
