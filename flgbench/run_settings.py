@@ -35,7 +35,7 @@ class RunSettings(Settings):
     training_clips: int = Field(
         1024, ge=16, description="with 256, students of distribution matching favour some of the hidden turns"
     )
-    conditions: int = Field(64, ge=2)
+    conditions: int = Field(48, ge=2)
     split: Literal["test", "validation"] = Field("test", description="conditions of the evaluation; a search has its own")
     repeated_conditions: int = Field(4, ge=0, description="conditions sampled with 8 seeds, for the hidden factors")
     pairs: int = Field(12, ge=3, description="timed conditions of the latency protocol; for percentiles 36 and more")

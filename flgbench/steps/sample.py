@@ -20,7 +20,7 @@ from flgbench.sampling import SamplerSettings, build_cache, generate
 from flgbench.steps.loading import TEST, clips_of, evaluated, identities, load_clips, load_denoiser, preset_of, true_outcomes
 from flgbench.store import Store, write_json
 
-CLIPS_AT_ONCE = 16  # a pass of a tiny network is mostly the starting of kernels
+CLIPS_AT_ONCE = 24  # a pass of a tiny network is mostly the starting of kernels
 DECODED_AT_ONCE = 4  # of more the activations leave a CPU's caches
 
 
