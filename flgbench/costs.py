@@ -78,16 +78,18 @@ WARM_UP = 5  # timed clips of a latency step besides its conditions, as in flgbe
 
 @dataclass(frozen=True)
 class Calibration:
-    """Seconds of one CPU core, measured: a forward of one clip without gradient, a forward with its backward, and an
-    update of the whole network's weights by the optimiser."""
+    """Seconds of one CPU core, measured: a forward of one clip without gradient and a forward with its backward in the
+    small batches of a training, an update of the whole network's weights by the optimiser, and a forward in sampling's
+    large batches."""
 
     forward: float
     trained: float
     update: float
+    sampled: float
 
 
-# The tiny teacher on one core of an AMD EPYC (Zen 4): reports/measured; a training pass is 1.3 sampling passes there.
-TINY = Calibration(forward=0.0083, trained=3 * 1.3 * 0.0083, update=0.004)
+# The tiny teacher on one core of an Intel Xeon with AVX-512: reports/measured.
+TINY = Calibration(forward=0.011, trained=0.035, update=0.004, sampled=0.0063)
 
 
 @dataclass(frozen=True)
@@ -210,7 +212,8 @@ def cost(
     if step.kind == "train":
         return _training(step, plan, network, device, gpus, calibration)
     share = kept_share(step, plan)
-    a_pass = network.flops / (device.peak * device.mfu) if device else calibration.forward
+    on_cpu = calibration.sampled if step.kind == "sample" else calibration.forward
+    a_pass = network.flops / (device.peak * device.mfu) if device else on_cpu
     told, memory = step.settings, None
     if device:
         weights = BF16 * network.parameters * network.kept(share)

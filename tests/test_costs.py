@@ -189,7 +189,7 @@ def measured_calibration(teacher: WanX, data: TrainingData, clips: int) -> Calib
 
     one_forward, one_trained = process_seconds(forward, 5), process_seconds(trained, 4)
     update = process_seconds(optimizer.step, 4)
-    return Calibration(one_forward / clips, one_trained / clips, update)
+    return Calibration(one_forward / clips, one_trained / clips, update, one_forward / clips)
 
 
 @pytest.fixture(scope="module")
