@@ -20,7 +20,8 @@ from flgbench.sampling import SamplerSettings, build_cache, generate
 from flgbench.steps.loading import TEST, clips_of, evaluated, identities, load_clips, load_denoiser, preset_of, true_outcomes
 from flgbench.store import Store, write_json
 
-CLIPS_AT_ONCE = 24  # a pass of a tiny network is mostly the starting of kernels
+# A pass of a tiny network is mostly the starting of kernels; a large one's activations fill a GPU.
+CLIPS_AT_ONCE = {"cpu": 24, "cuda": 4}
 DECODED_AT_ONCE = 4  # of more the activations leave a CPU's caches
 
 
@@ -38,8 +39,9 @@ def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
     if sampler is None:
         baseline = own or resolve(settings["baseline"])(preset_of(step))
     videos, nfe = [], 0
-    for start in range(0, len(ids), CLIPS_AT_ONCE):
-        chosen = ids[start : start + CLIPS_AT_ONCE]
+    at_once = CLIPS_AT_ONCE["cuda" if torch.cuda.is_available() else "cpu"]
+    for start in range(0, len(ids), at_once):
+        chosen = ids[start : start + at_once]
         index = torch.tensor([c for c, _ in chosen])
         condition = conditions.select(index)
         if sampler is None:
@@ -52,7 +54,7 @@ def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
             latents, nfe = generate(model, condition, chosen, sampler, cache=cache)
             check_finite(latents, chosen)
             videos += [model.decode(part) for part in latents.split(DECODED_AT_ONCE)]
-        store.event(step.key, "progress", fraction=min(1.0, (start + CLIPS_AT_ONCE) / len(ids)))
+        store.event(step.key, "progress", fraction=min(1.0, (start + at_once) / len(ids)))
     save_file({"video": torch.cat(videos).contiguous()}, folder / "videos.safetensors")
     write_json(folder / "identities.json", ids)
     attention = attention_backend(model, conditions.select(slice(0, 1))) if sampler else ""
