@@ -141,10 +141,12 @@ def speed(run: RunData) -> Table:
             entries = {k: replace(e, note="no network") if not e.text else e for k, e in entries.items()}
         rows.append(Row(cell.cell, cell.label, cell.kind, entries))
     high = [Shown(key, "", "", 1, 2, "high", "") for key in ("nominal", "denoise", "end_to_end")]
-    timed = reference and estimate(run, reference.cell, "denoise_s").n
+    timed = (reference and estimate(run, reference.cell, "denoise_s").n) or 0
+    fewest = min((n for cell in run.cells if (n := estimate(run, cell.cell, "denoise_s").n)), default=timed)
+    fewer = f", {fewest} of other slow cells" if fewest < timed else ""
     legend = (
         f"{RANKS} Brackets: 95 % intervals, order statistics for medians, paired by condition for speed-ups; "
-        f"{timed or 'no'} timed clips of the reference."
+        f"{timed or 'no'} timed clips of the reference{fewer}."
     )
     caption = (
         "Speed. Latencies are medians for one clip; speed-ups are over the reference. A student that has the teacher's "

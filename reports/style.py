@@ -40,7 +40,10 @@ class Look:
 
 
 def looks(run: RunData) -> dict[str, Look]:
-    """A look for every cell: reference black, methods coloured, external students dark, baselines grey, controls pale."""
+    """A look for every cell: reference black, methods coloured, external students dark, baselines grey, controls pale.
+
+    By name: a cell that one family skips and another does not changes no other cell's look.
+    """
     found: dict[str, Look] = {}
     ranges = {
         "method": (METHOD_COLOURS, METHOD_MARKERS),
@@ -48,7 +51,7 @@ def looks(run: RunData) -> dict[str, Look]:
         "baseline": (BASELINE_COLOURS, BASELINE_MARKERS),
     }
     count = dict.fromkeys(ranges, 0)
-    for cell in run.cells:
+    for cell in sorted(run.cells, key=lambda cell: cell.cell):
         if cell.kind == "reference":
             found[cell.cell] = Look(INK, "*")
         elif cell.kind == "control":

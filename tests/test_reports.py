@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from report_runs import make_run, read_csv, rewritten
 
 from flgbench.metrics.stats import mcnemar
 from reports import build_all, comparisons, main_table, paper_numbers, paper_tables, pareto, trainings, waterfall
-from reports.aggregates import median_interval, speedups, verdict
+from reports.aggregates import estimate, median_interval, speedups, verdict
 from reports.data import RunData, load_run
+from reports.style import looks
 
 
 @pytest.fixture(scope="module")
@@ -224,3 +226,19 @@ def test_each_paper_table_has_its_rows_and_ours(folder: Path) -> None:
     for table in tables.values():
         for row in table.rows[1::2]:
             assert all(e.text or e.note for k, e in row.entries.items() if k not in ("comparable", "confidence"))
+
+
+def test_a_look_does_not_depend_on_what_others_do(tmp_path: Path) -> None:
+    """A cell that is skipped stands last: the others keep their colours, so that two families' figures agree."""
+    run = load_run(make_run(tmp_path / "run"))
+    first, *others = run.cells
+    assert looks(replace(run, cells=(*others, first))) == looks(run)
+
+
+def test_the_legend_tells_how_often_slow_cells_were_timed(tmp_path: Path) -> None:
+    run = load_run(make_run(tmp_path / "run"))
+    cell = next(c.cell for c in run.cells if c.kind == "method" and estimate(run, c.cell, "denoise_s").n)
+    assert "20 timed clips of the reference." in main_table.speed(run).legend
+    table = run.results
+    seldom = table[(table["cell"] != cell) | (table["metric"] != "denoise_s") | (table["condition"] % 2 == 0)]
+    assert "20 timed clips of the reference, 10 of other" in main_table.speed(replace(run, results=seldom, memory={})).legend
