@@ -30,6 +30,7 @@ from flgbench.models.families import WanXFamily
 from flgbench.plan import NO_TRUTH, Plan, plan
 from flgbench.run_settings import RunSettings
 from flgbench.runs import run_name
+from flgbench.sampling import SamplerSettings
 from flgbench.settings import digest
 from flgbench.steps import execute
 from flgbench.steps.loading import evaluated
@@ -163,12 +164,12 @@ def test_without_them_no_key_and_no_name_has_changed() -> None:
     made = planned()
     teacher = next(k for k, s in made.steps.items() if s.kind == "teacher")
     place = {"model": "wanx", "scale": "tiny"}
-    for split, count, name in (("train", 1024, "train"), ("test", 64, "test")):
+    for split, count, name in (("train", 1024, "train"), ("test", 48, "test")):
         step = Step("data", name, place | {"split": split, "count": count}, {"teacher": teacher})
         assert step.key in made.steps
     (sample,) = (s for s in made.steps.values() if s.kind == "sample" and s.name == "real")
     assert sample.settings == place | {
-        "baseline": "baselines.controls:RealClips", "conditions": 64, "repeated_conditions": 4
+        "baseline": "baselines.controls:RealClips", "conditions": 48, "repeated_conditions": 4
     }  # fmt: skip
     told = RunSettings().model_dump(mode="json", exclude={"data", "suite"}, exclude_none=True)
     assert run_name(RunSettings()) == f"wanx-tiny-{digest(told)}"
@@ -274,7 +275,8 @@ def plan_of(run: Path) -> list[dict[str, Any]]:
 def timed_on_the_suite(root: Path, data: str) -> None:
     """A latency step of its own, of one step a clip: the reference of a comparison takes 50. With more pairs than images."""
     place = {"model": "wanx", "scale": "tiny", "suite": "as planned", "threads": 1, "reference": "one", "pairs": PROMPTS + 1}
-    step = Step("latency", "interleaved", place | {"samplers": {"one": {"num_inference_steps": 1}}}, {"data": data})
+    samplers = {"one": SamplerSettings(num_inference_steps=1).record()}
+    step = Step("latency", "interleaved", place | {"samplers": samplers}, {"data": data})
     execute(step, Store(root))
     times = pd.read_parquet(root / step.key / "results.parquet")
     assert (times[times["metric"] == "end_to_end_s"]["value"] > 0).sum() == PROMPTS + 1
