@@ -129,44 +129,29 @@ class GuidedVelocity:
         self.nfe = 0
 
     def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        times = t.expand(len(x))
         if self.guidance_scale == 1:
             self.nfe += 1
-            return self._pass("cond", x, times, self.condition)
+            return self._pass("cond", x, t.expand(len(x)), self.condition)
+        return flow.guide(*self.branches(x, t), self.guidance_scale)
+
+    def branches(self, x: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The velocities that guidance is made of, v(c) and v(c0)."""
+        times = t.expand(len(x))
         self.nfe += 2
         if self.both is not None:
             v, v0 = self._pass("both", torch.cat([x, x]), times.repeat(2), self.both).chunk(2)
-        else:
-            v = self._pass("cond", x, times, self.condition)
-            v0 = self._pass("uncond", x, times, self.unconditional)
-        return flow.guide(v, v0, self.guidance_scale)
+            return v, v0
+        return self._pass("cond", x, times, self.condition), self._pass("uncond", x, times, self.unconditional)
 
     def _pass(self, branch: str, x: torch.Tensor, times: torch.Tensor, condition: Condition) -> torch.Tensor:
         with self.branch(branch):
             return self.model.velocity(x, times, condition)
 
 
-def guidance_branches(
-    model: VideoModel, x: torch.Tensor, t: torch.Tensor, condition: Condition
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Velocities of the few clips of a training's batch at times t (B,), with their captions and with the negative one.
-
-    On a CPU in one pass, which there is mostly the starting of kernels; on a GPU in two, which need half the room.
-    """
-    if model.device.type != "cpu":
-        return model.velocity(x, t, condition), model.velocity(x, t, condition.unconditional())
-    both = Condition.concatenate([condition, condition.unconditional()])
-    conditional, unconditional = model.velocity(torch.cat([x, x]), t.repeat(2), both).chunk(2)
-    return conditional, unconditional
-
-
-def guided_velocity(
-    model: VideoModel, x: torch.Tensor, t: torch.Tensor, condition: Condition, guidance_scale: float
-) -> torch.Tensor:
-    """Velocity of the few clips of a training's batch under classifier-free guidance; a scale of 1 takes one pass."""
-    if guidance_scale == 1:
-        return model.velocity(x, t, condition)
-    return flow.guide(*guidance_branches(model, x, t, condition), guidance_scale)
+def guided_training(model: VideoModel, condition: Condition, guidance_scale: float = 1.0) -> GuidedVelocity:
+    """That of the few clips of a training's batch, which has times (B,): batched on a CPU, where a pass of a small network
+    is mostly the starting of kernels; in two passes on a GPU, which need half the room."""
+    return GuidedVelocity(model, condition, guidance_scale, batched=model.device.type == "cpu")
 
 
 def asked(condition: Condition, settings: SamplerSettings) -> Condition:

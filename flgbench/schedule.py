@@ -6,11 +6,12 @@ import heapq
 from collections.abc import Callable
 
 from flgbench.cells import Step
+from flgbench.costs import WARM_UP, nfe
+from flgbench.interleaving import timed_clips
 from flgbench.plan import Plan
 
 Seconds = Callable[[Step], float]
 CLIP = 12.0  # measuring or encoding one clip, in network passes
-WARM_UP = 5  # timed clips of a latency step besides its conditions
 TRAINED = 1.3  # a training pass, in small batches and with its optimiser, over a sampling pass
 
 
@@ -21,16 +22,12 @@ def estimate(step: Step) -> float:
     if step.kind == "train":
         return TRAINED * told["loop"]["budget"] if "loop" in told else 700.0
     if step.kind == "sample":
-        return clips * (CLIP / 4 + _passes(told.get("sampler")))
+        return clips * (CLIP / 4 + nfe(told.get("sampler")))
     if step.kind == "latency":
-        return 1.5 * (told["pairs"] + WARM_UP) * sum(_passes(s) + CLIP / 2 for s in told["samplers"].values())
+        passes = {name: nfe(sampler) for name, sampler in told["samplers"].items()}
+        timed = timed_clips(passes, told["reference"], told["pairs"])
+        return 1.5 * sum((timed[name] + WARM_UP) * (passes[name] + CLIP / 2) for name in passes)
     return CLIP * told.get("count", 64)
-
-
-def _passes(sampler: dict | None) -> float:
-    if sampler is None:
-        return 0.0
-    return sampler["num_inference_steps"] * (2 if sampler["guidance_scale"] != 1 else 1)
 
 
 def remaining(plan: Plan, seconds: Seconds = estimate) -> dict[str, float]:

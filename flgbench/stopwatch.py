@@ -11,11 +11,12 @@ from typing import Any
 import torch
 
 from flgbench.devices import ENERGY_SECONDS, Driver
+from flgbench.interleaving import interleaved
 from flgbench.latency import Cell
 from flgbench.models.base import Condition, VideoModel
 from flgbench.models.cache import FirstBlockCache
 from flgbench.sampling import generate
-from flgbench.timing import DeviceMemory, interleaved, now, time_clip, warm_up, weight_bytes
+from flgbench.timing import DeviceMemory, now, time_clip, warm_up, weight_bytes
 
 EAGER, COMPILED = "eager", "compiled"
 WARM_SECONDS = 60.0  # of single passes of one network

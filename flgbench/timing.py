@@ -1,4 +1,4 @@
-"""Timing clips and network passes: synchronised, warm, interleaved (evaluation.md 4.3).
+"""Timing clips and network passes: synchronised and warm (evaluation.md 4.3).
 
 Of a clip, text and image encoding, denoising and decoding to uint8 are timed apart, each with the device synchronised on
 both sides. Batch 1.
@@ -6,9 +6,8 @@ both sides. Batch 1.
 
 from __future__ import annotations
 
-import random
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -41,17 +40,6 @@ def warm_up(once: Callable[[], float], most: int = 10, seconds: float = WARM_SEC
         settled = len(last) == 3 and max(last) <= 1.02 * min(last)
         if settled or len(taken) == most or sum(taken) > seconds:
             return {"runs": len(taken), "settled": settled}
-
-
-def interleaved(cells: Sequence[str], conditions: int, seldom: Collection[str] = ()) -> Iterator[tuple[int, str]]:
-    """(condition, cell): condition by condition, the cells each time in another order (seeded), so that drift hits all.
-
-    Those of `seldom` are there in every other condition only, from the first on.
-    """
-    order, names = random.Random(0), list(cells)
-    for condition in range(conditions):
-        order.shuffle(names)
-        yield from ((condition, name) for name in names if condition % 2 == 0 or name not in seldom)
 
 
 @torch.inference_mode()

@@ -15,19 +15,18 @@ import torch.nn.functional as F
 from conftest import Flgbench, assert_refused
 
 from flgbench.contracts import FamilyPreset
-from flgbench.costs import seldom_timed
 from flgbench.devices import Driver
 from flgbench.errors import UsageError
+from flgbench.interleaving import interleaved, seldom_timed, timed_clips
 from flgbench.models import attention_backend
 from flgbench.models.base import StudentShape
 from flgbench.models.families import WanXFamily
 from flgbench.models.wanx import WanX
 from flgbench.peaks import peak
 from flgbench.registry import registry
-from flgbench.sampling import SamplerSettings
 from flgbench.settings import build_settings
 from flgbench.stage import Roles, TrainingData
-from flgbench.timing import interleaved, warm_up, weight_bytes
+from flgbench.timing import warm_up, weight_bytes
 from methods.parts.temporal_attention import TemporalPruning, TemporalPruningSettings
 from reports import latency_report
 
@@ -264,7 +263,8 @@ def test_cells_are_interleaved_in_changing_order() -> None:
 
 
 def test_slow_cells_are_timed_seldom() -> None:
-    asked = {"euler": (50, 4.0), "pruned": (50, 4.0), "twenty": (20, 4.0), "eight": (8, 4.0), "few": (4, 1.0)}
-    samplers = {k: SamplerSettings(num_inference_steps=n, guidance_scale=w).record() for k, (n, w) in asked.items()}
-    assert seldom_timed(samplers, "euler") == {"pruned", "twenty"}
-    assert seldom_timed(samplers, None) == seldom_timed({}, "euler") == set()
+    passes = {"euler": 100, "pruned": 100, "twenty": 40, "eight": 16, "few": 4}
+    assert seldom_timed(passes, "euler") == {"pruned", "twenty"}
+    assert seldom_timed(passes, None) == seldom_timed({}, "euler") == set()
+    made = Counter(name for _, name in interleaved(list(passes), 5, seldom_timed(passes, "euler")))
+    assert made == timed_clips(passes, "euler", 5) == {"euler": 5, "pruned": 3, "twenty": 3, "eight": 5, "few": 5}

@@ -25,7 +25,7 @@ from flgbench.data import shapes
 from flgbench.data.captions import captions_of
 from flgbench.errors import StageFailure
 from flgbench.models.wanx import WanX
-from flgbench.sampling import GuidedVelocity, SamplerSettings, clip_noise, euler, generate, guided_velocity
+from flgbench.sampling import GuidedVelocity, SamplerSettings, clip_noise, euler, generate, guided_training
 from flgbench.stage import TrainingData
 from flgbench.steps.sample import check_finite
 
@@ -185,9 +185,9 @@ def test_a_batch_is_guided_as_by_two_passes(tiny_model: WanX, tiny_data: Trainin
     x, t, condition = tiny_data.latents[:2], torch.tensor([0.3, 0.9]), tiny_data.condition.select(slice(0, 2))
     tiny_model.tally.passes = 0
     with torch.no_grad():
-        found = guided_velocity(tiny_model, x, t, condition, 4.0)
+        found = guided_training(tiny_model, condition, 4.0)(x, t)
         assert tiny_model.tally.passes == 4
         expected = GuidedVelocity(tiny_model, condition, 4.0)
         torch.testing.assert_close(found[:1], expected(x, t[:1])[:1], rtol=0, atol=1e-5)
         torch.testing.assert_close(found[1:], expected(x, t[1:])[1:], rtol=0, atol=1e-5)
-        assert torch.equal(guided_velocity(tiny_model, x, t, condition, 1.0), tiny_model.velocity(x, t, condition))
+        assert torch.equal(guided_training(tiny_model, condition)(x, t), tiny_model.velocity(x, t, condition))

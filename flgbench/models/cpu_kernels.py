@@ -1,7 +1,7 @@
 """Parts of small denoisers on a CPU: the same functions, to rounding, from faster or fewer kernels.
 
-A pass of a tiny network is about a thousand kernels of some microseconds each, and torch's own tanh-GELU takes twice as
-long as the vectorised tanh and the products that it consists of. On other devices all here is torch's own.
+A pass of a tiny network is about a thousand kernels of some microseconds each, and torch's own tanh-GELU takes half as long
+again as the vectorised tanh and the products that it consists of. On other devices all here is torch's own.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def rotate(x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
 
 
 def normalise(x: torch.Tensor, layer: Any) -> torch.Tensor:
-    """`layer`(x) of an RMS norm of torch or diffusers, which make it of twice as many kernels as it takes."""
+    """`layer`(x) of an RMS norm of torch or diffusers, which take more and slower kernels for it."""
     if x.device.type != "cpu" or x.dtype != torch.float32:
         return layer(x)
     scale = ((x * x).sum(-1, keepdim=True) * (1 / x.shape[-1]) + layer.eps).rsqrt()

@@ -37,10 +37,13 @@ def project(
 
 
 class LeanProcessor:
-    """diffusers' `WanAttnProcessor` without tokens of an image encoder: the same numbers from half as many kernels.
+    """diffusers' `WanAttnProcessor` without tokens of an image encoder: the same numbers from fewer kernels, whose starting
+    is most of a pass where the network is tiny and on a CPU."""
 
-    Those are most of a pass where the network is tiny and on a CPU.
-    """
+    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Of every query to every key; all (B, N, heads, D)."""
+        query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+        return F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
 
     def __call__(
         self,
@@ -51,9 +54,7 @@ class LeanProcessor:
         rotary_emb: Rotary | None = None,
     ) -> torch.Tensor:
         assert attention_mask is None and attn.add_k_proj is None
-        projected = project(attn, hidden_states, rotary_emb, encoder_hidden_states)
-        query, key, value = (x.transpose(1, 2) for x in projected)
-        out = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        out = self.attend(*project(attn, hidden_states, rotary_emb, encoder_hidden_states)).flatten(2)
         return attn.to_out[1](attn.to_out[0](out))
 
 
@@ -88,23 +89,14 @@ def frame_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
     return torch.cat([first[:, None], others.unflatten(0, (batch, -1))], dim=1).transpose(2, 3).flatten(1, 2)
 
 
-class FrameProcessor:
-    """A diffusers attention processor that restricts self-attention as `frame_attention` does."""
+class FrameProcessor(LeanProcessor):
+    """Restricts self-attention as `frame_attention` does, on any device."""
 
     def __init__(self, frames: int) -> None:
         self.frames = frames
 
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        rotary_emb: Rotary | None = None,
-    ) -> torch.Tensor:
-        assert encoder_hidden_states is None and attention_mask is None and rotary_emb is not None  # self-attention only
-        out = frame_attention(*project(attn, hidden_states, rotary_emb), self.frames).flatten(2)
-        return attn.to_out[1](attn.to_out[0](out))
+    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        return frame_attention(query, key, value, self.frames)
 
 
 class BlockWithoutSelfAttention(nn.Module):

@@ -1,6 +1,6 @@
 """Time all cells of a comparison in one process, interleaved condition by condition (evaluation.md 4.3).
 
-Slow cells besides the reference are timed in every other condition, see `costs.seldom_timed`.
+Slow cells besides the reference are timed in every other condition, see `interleaving`.
 
 Warm-up repeats a clip until three runs agree within 2 % (10 runs at most, and none more once a cell has taken
 `timing.WARM_SECONDS`: a slow one has then made a hundred passes).
@@ -19,11 +19,11 @@ import torch
 
 from flgbench import open_models
 from flgbench.cells import Step
-from flgbench.costs import seldom_timed
+from flgbench.interleaving import interleaved, seldom_timed
 from flgbench.sampling import SamplerSettings, build_cache
 from flgbench.steps.loading import evaluated, load_denoiser, load_teacher, preset_of
 from flgbench.store import Store, write_json
-from flgbench.timing import DeviceMemory, interleaved, time_clip, warm_up, weight_bytes
+from flgbench.timing import DeviceMemory, time_clip, warm_up, weight_bytes
 
 BATCHED_EVERY = 4  # conditions: batched guidance of the reference is a side figure
 
@@ -51,7 +51,7 @@ def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:
 
     warmups = {name: warm_up(partial(first_clip, name)) for name in timers}
     rows, peaks = [], dict[str, float]()
-    seldom = seldom_timed(settings["samplers"], settings["reference"])
+    seldom = seldom_timed({name: sampler.nfe for name, sampler in samplers.items()}, settings["reference"])
     order = list(interleaved(list(timers), settings["pairs"], seldom))
     for done, (pair, name) in enumerate(order, start=1):
         one = slice(pair, pair + 1)

@@ -87,7 +87,7 @@ def of_suite(video: torch.Tensor, told: Evaluated, conditions: np.ndarray, sampl
 def of_the_set(video: torch.Tensor, features: np.ndarray) -> tuple[dict[str, float], float]:
     """Measures of clips of different conditions (N, 17, 64, 64, 3) and the classifier's features of them (N, 16), and the
     bandwidth of the kernels. NaN where N does not suit a measure: `not_run` says why."""
-    real, bandwidth = reference()
+    real, bandwidth = real_reference()
     mine = sets.clip_features(video)
     whole = learned.distances(features)
     whole["mmd"], whole["mmd_p"] = sets.mmd_permutation(mine, real, bandwidth)
@@ -98,7 +98,7 @@ def of_the_set(video: torch.Tensor, features: np.ndarray) -> tuple[dict[str, flo
 
 
 @lru_cache(maxsize=1)
-def reference() -> tuple[np.ndarray, float]:
+def real_reference() -> tuple[np.ndarray, float]:
     """Features (512, D) of the fresh real clips, and the kernels' bandwidth."""
     real = sets.clip_features(shapes.render(shapes.draw_factors("validation", np.arange(REFERENCE_CLIPS))))
     return real, sets.median_bandwidth(real)

@@ -8,7 +8,7 @@ from torch import nn
 
 from flgbench import flow
 from flgbench.models.base import VideoModel
-from flgbench.sampling import guided_velocity
+from flgbench.sampling import guided_training
 from flgbench.settings import Settings
 from flgbench.stage import Batch, Footprint, Roles, TrainedStage
 from methods.parts.optimizer import adamw
@@ -89,8 +89,8 @@ class ConsistencyDistillation(TrainedStage):
         x_t = flow.interpolate(batch.latents, batch.noise(), t)
         clean = flow.clean_estimate(x_t, t, self.model.velocity(x_t, t, batch.condition))
         with torch.no_grad():
-            guided = guided_velocity(self.roles.teacher, x_t, t, batch.condition, self.settings.guidance_scale)
-            x_s = euler_step(x_t, t, s, guided)
+            teacher = guided_training(self.roles.teacher, batch.condition, self.settings.guidance_scale)
+            x_s = euler_step(x_t, t, s, teacher(x_t, t))
             target = flow.clean_estimate(x_s, s, self.target.velocity(x_s, s, batch.condition))
         # No 'clean' entry: the loop ends a training whose clean estimates are static, and static clips are what the paper
         # reports of this method (dynamic degree 0.003). They are a result to be measured, so they are logged, not guarded.

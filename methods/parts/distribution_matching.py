@@ -16,7 +16,7 @@ from torch import nn
 
 from flgbench import flow
 from flgbench.models.base import Condition, VideoModel
-from flgbench.sampling import guidance_branches
+from flgbench.sampling import guided_training
 from flgbench.settings import Settings
 from flgbench.stage import Batch, Footprint, Roles, TrainedStage
 from methods.parts.adversarial import FeatureDiscriminator, discriminator_loss, generator_loss
@@ -232,7 +232,7 @@ class DistributionMatching(TrainedStage):
         if s.critic == "lora":  # without its adapter the critic is the teacher
             real = self.fake
             set_lora_scale(self.adapters, 0.0)
-        dense, unconditional = guidance_branches(real, x, t, condition)
+        dense, unconditional = guided_training(real, condition).branches(x, t)
         weak = s.beta2 > 0 and bool(self.redundant)
         pruned = real.velocity(x, t, condition, self.redundant) if weak else None
         return well_guided_velocity(dense, unconditional, pruned, beta1, beta2)

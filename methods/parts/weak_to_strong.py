@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from flgbench.models.base import Condition, VideoModel
-from flgbench.sampling import guided_velocity
+from flgbench.sampling import guided_training
 from flgbench.stage import Batch, Footprint
 from methods.parts.distribution_matching import CommonMatchSettings, DistributionMatching, matching_gradient
 from methods.parts.lora import lora_share, set_lora_scale, with_lora
@@ -82,7 +82,7 @@ class WeakToStrong(DistributionMatching):
     def real_velocity(self, x: torch.Tensor, t: torch.Tensor, condition: Condition, batch: Batch) -> torch.Tensor:
         """Guided W_real: guidance is of this score only."""
         set_lora_scale(self.adapters, self.settings.weak)
-        return guided_velocity(self.fake, x, t, condition, self.settings.guidance_scale)
+        return guided_training(self.fake, condition, self.settings.guidance_scale)(x, t)
 
     def gradient(self, clean: torch.Tensor, fake: torch.Tensor, real: torch.Tensor, batch: Batch) -> torch.Tensor:
         """g + regularization g_reg; g_reg puts the real clip in the place of the real score's estimate (form INFERRED)."""
