@@ -488,7 +488,6 @@ def test_the_verb_makes_a_teacher(flgbench: Flgbench, tiny_model, tmp_path: Path
     monkeypatch.setattr(hunyuan_pretrain, "CLIPS", 16)
     monkeypatch.setattr(hunyuan_pretrain, "_guide", lambda: tiny_model)
     monkeypatch.setattr(recipe, "TRANSFORMER", SMALL)
-    monkeypatch.setattr(HunyuanVideoTransformer3DModel, "compile", lambda self: None)  # a minute, for two steps
     for module in (hunyuan_text, hunyuan_vae, recipe):
         monkeypatch.setattr(module, "STEPS", 2)
         monkeypatch.setattr(module.train, "__defaults__", (2, 1))
@@ -531,7 +530,6 @@ def test_the_guide_is_shown_what_it_was_trained_on(tiny_model, monkeypatch: pyte
 
     monkeypatch.setattr(recipe, "guided_target", watch)
     monkeypatch.setattr(recipe, "TRANSFORMER", SMALL)
-    monkeypatch.setattr(HunyuanVideoTransformer3DModel, "compile", lambda self: None)
     made = recipe.build(hunyuan_vae.build(), hunyuan_text.build())
     recipe.train(made, tiny_model, wanx.encode_clips(tiny_model, "train", 0, 1), tmp_path, steps=1)
     factors = shapes.draw_factors("train", np.arange(1))

@@ -1,6 +1,6 @@
 """Run a Wan autoencoder's causal 3-D convolutions as 2-D ones.
 
-The same weights give the same result (to rounding) from a faster kernel, see `folded_time`. State dicts are unchanged.
+The same weights give the same result (to rounding) from a faster kernel, see `cpu_convolutions`. State dicts are unchanged.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, patchify, unpatchify
 
-from flgbench.models.folded_time import convolve_folded
+from flgbench.models.cpu_convolutions import convolve_folded
 
 SMALL = 128 * 128  # pixels of a frame up to which two chunks of a clip fit any memory
 

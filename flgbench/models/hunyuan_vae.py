@@ -10,9 +10,12 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLHunyuanVideo
-from diffusers.models.autoencoders.autoencoder_kl_hunyuan_video import HunyuanVideoCausalConv3d
+from diffusers.models.autoencoders.autoencoder_kl_hunyuan_video import (
+    HunyuanVideoCausalConv3d,
+    HunyuanVideoUpsampleCausal3D,
+)
 
-from flgbench.models.folded_time import convolve_folded
+from flgbench.models.cpu_convolutions import convolve_folded, upsample_and_convolve
 
 
 class FoldedHunyuanConv3d(HunyuanVideoCausalConv3d):
@@ -22,11 +25,20 @@ class FoldedHunyuanConv3d(HunyuanVideoCausalConv3d):
         return convolve_folded(self.conv, F.pad(hidden_states, self.time_causal_padding, mode=self.pad_mode))
 
 
+class SubPixelUpsample(HunyuanVideoUpsampleCausal3D):
+    """`HunyuanVideoUpsampleCausal3D` by two in time and space, whose repeated samples are never made."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return upsample_and_convolve(self.conv.conv, hidden_states)
+
+
 def fold_convolutions(vae: AutoencoderKLHunyuanVideo) -> AutoencoderKLHunyuanVideo:
-    """Switch every causal convolution of `vae` to the folded form, in place. State dicts are unchanged."""
+    """Switch every causal convolution of `vae` to a form that is fast on a CPU, in place. State dicts are unchanged."""
     for module in vae.modules():
         if isinstance(module, HunyuanVideoCausalConv3d):
             module.__class__ = FoldedHunyuanConv3d
+        elif isinstance(module, HunyuanVideoUpsampleCausal3D) and tuple(module.upsample_factor) == (2, 2, 2):
+            module.__class__ = SubPixelUpsample
     return vae
 
 

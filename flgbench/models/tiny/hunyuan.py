@@ -31,12 +31,14 @@ from flgbench.models.hunyuan import Hunyuan
 from flgbench.models.hunyuan_presets import TINY_TRANSFORMER as TRANSFORMER
 from flgbench.models.hunyuan_reader import TextReader
 from flgbench.models.tiny.muon import Muon
+from flgbench.models.tiny.stochastic_depth import StochasticDepth
 from flgbench.models.wanx import WanX
 from flgbench.training_log import TrainingLog
 
 SHIFT, CAPTION_DROPOUT = 3.0, 0.1
 GUIDED, GUIDANCE = 0.3, (1.0, 3.0)  # share of the clips with g above 1, and the range of g
-BATCH, STEPS, MUON_LR, ADAM_LR, EMA_DECAY, SEED = 24, 4000, 2e-3, 1e-3, 0.99, 0
+BLOCK_DROP = 0.1  # probability that an inner block is bypassed, for each clip
+BATCH, STEPS, MUON_LR, ADAM_LR, EMA_DECAY, SEED = 24, 6000, 2e-3, 1e-3, 0.99, 0
 DECAY = 0.5  # share of the steps over which the learning rate falls to zero
 CHECKPOINT_EVERY = 50
 
@@ -102,12 +104,12 @@ def train(
     model.requires_grad_(True).transformer.train()
     optimizers = _optimizers(model)
     shadow = {k: v.clone() for k, v in model.transformer.state_dict().items()}
+    depth = StochasticDepth(model.blocks, BATCH, BLOCK_DROP)
     checkpoint, first = folder / "dit-checkpoint.safetensors", 0
     modules = {"transformer": model.transformer}
     if checkpoint.exists():
         shadow, scalars = load_checkpoint(checkpoint, modules, optimizers)
         first = int(scalars["step"])
-    model.transformer.compile()
     log = TrainingLog(folder / "dit-log.jsonl", "denoiser", steps)
     for step in range(first, steps):
         generator = torch.Generator().manual_seed(SEED * 1_000_003 + step)  # each step its own: resuming needs no state
@@ -128,6 +130,7 @@ def train(
             k: torch.where(_like(dropped, read[k]), read[f"negative_{k}"], read[k][index])
             for k in ("text", "mask", "pooled")
         }
+        depth.draw(generator)
         extras = {"text_mask": told["mask"], "pooled": told["pooled"], "guidance": scale}
         velocity = model.velocity(x_t, t, Condition(told["text"], read["negative_text"], x0[:, :, :1], extras))
         loss = (velocity - target)[:, :, 1:].pow(2).mean()  # the first latent frame is known
@@ -150,6 +153,7 @@ def train(
         if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == steps:
             save_checkpoint(checkpoint, modules, optimizers, shadow, {"step": step + 1})
     log.close()
+    depth.remove()
     return with_weights(model, shadow)
 
 

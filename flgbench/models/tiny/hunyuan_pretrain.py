@@ -25,7 +25,7 @@ from flgbench.models.wanx import WanX
 from flgbench.shipped import HASHES, write_hashes
 from flgbench.store import sha256
 
-CLIPS = 2048
+CLIPS = 4096
 START = "start.safetensors"
 
 
@@ -158,6 +158,7 @@ def export(model: Hunyuan, work: Path, folder: Path) -> None:
             "ema": hunyuan.EMA_DECAY,
             "shift": hunyuan.SHIFT,
             "caption_dropout": hunyuan.CAPTION_DROPOUT,
+            "block_drop": hunyuan.BLOCK_DROP,
             "guided": hunyuan.GUIDED,
             "guidance": hunyuan.GUIDANCE,
             "seed": hunyuan.SEED,

@@ -3,7 +3,8 @@
 Its latent space is that of tiny wanx: the encoder regresses wanx's latents of the same clips, the decoder learns to see
 through them. So both halves learn at once, each from a known partner, and the denoiser need not wait for either.
 The decoder's loss is that of wanx's autoencoder: squared and absolute errors, weighted towards saturated pixels because
-the objects are few of them. It sees 32x32 windows first, then whole frames, whose statistics the group norms take.
+the objects are few of them. It sees 32x32 windows first, then whole frames, whose statistics the group norms take; one that
+is trained on sees whole frames from its first step.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ CONFIG = {
     "scaling_factor": 1.0,  # wanx's latents are normalised channel by channel
     "mid_block_add_attention": False,
 }
-STEPS = 2000
+STEPS = 3000
 # (share of the steps, side of the decoder's window, clips a batch)
 PHASES = ((0.6, 32, 6), (1.0, 64, 2))
 MUON_LR, ADAM_LR, SEED = 5e-3, 2e-3, 0
@@ -93,7 +94,7 @@ def train(
     log = TrainingLog(folder / "vae-log.jsonl", "autoencoder", steps)
     for step in range(first, steps):
         rng, progress = np.random.default_rng([SEED, step]), step / steps
-        _, side, clips = next(p for p in PHASES if progress < p[0])
+        _, side, clips = next(p for p in PHASES if progress < p[0]) if start is None else PHASES[-1]
         index = rng.integers(0, len(latents), clips)
         factors = shapes.draw_factors("train", index)
         video, known = shapes.render(factors), latents[torch.as_tensor(index)].float()

@@ -3,9 +3,6 @@
 Hidden matrices are trained with Muon, everything else with AdamW; the learning rate is constant and falls to zero over
 the last half of the steps, so a longer training can go on from any checkpoint of the constant part. The shipped
 weights are the EMA.
-
-Inner blocks are dropped at random in training (stochastic depth, Huang et al. 2016). A network of ten blocks has none
-to spare, a large one has: this gives the tiny teacher the redundancy that pruning is about.
 """
 
 from __future__ import annotations
@@ -27,6 +24,7 @@ from flgbench.data.captions import NEGATIVE_CAPTION, captions_of, vocabulary
 from flgbench.models.base import Condition
 from flgbench.models.tiny import parallel
 from flgbench.models.tiny.muon import Muon
+from flgbench.models.tiny.stochastic_depth import StochasticDepth
 from flgbench.models.wanx import WanX
 from flgbench.training_log import TrainingLog
 
@@ -114,26 +112,6 @@ def tokenize(model: WanX, split: str, count: int) -> dict[str, torch.Tensor]:
     return {"ids": ids[:-1], "mask": mask[:-1], "empty_ids": ids[-1], "empty_mask": mask[-1]}
 
 
-class StochasticDepth:
-    """Bypasses inner blocks, each for a random part of the batch, from `draw` on until `remove`."""
-
-    def __init__(self, blocks: nn.ModuleList, batch: int):
-        self.kept = torch.ones(len(blocks) - 2, batch, dtype=torch.bool)
-        pairs = zip(blocks[1:-1], self.kept, strict=True)
-        self.hooks = [block.register_forward_hook(self._bypass(kept)) for block, kept in pairs]
-
-    @staticmethod
-    def _bypass(kept: torch.Tensor):
-        return lambda block, inputs, output: torch.where(kept[:, None, None], output, inputs[0])
-
-    def draw(self, generator: torch.Generator) -> None:
-        self.kept.copy_(torch.rand(self.kept.shape, generator=generator) >= BLOCK_DROP)
-
-    def remove(self) -> None:
-        for hook in self.hooks:
-            hook.remove()
-
-
 def train(model: WanX, data: dict[str, torch.Tensor], folder: Path, steps: int, report_every: int = 50) -> WanX:
     """Train to `steps`, resuming from `folder/dit-checkpoint.safetensors`; returns the EMA model.
 
@@ -149,7 +127,7 @@ def train(model: WanX, data: dict[str, torch.Tensor], folder: Path, steps: int, 
     optimizers = _optimizers(model)
     shadow = {k: v.clone() for k, v in weights_of(model).items()}
     checkpoint, first = folder / "dit-checkpoint.safetensors", 0
-    depth = StochasticDepth(model.transformer.blocks, BATCH // parallel.processes())
+    depth = StochasticDepth(model.transformer.blocks, BATCH // parallel.processes(), BLOCK_DROP)
     model.transformer.compile()  # a quarter less time a step, after a minute or two of compiling
     modules = {"transformer": model.transformer, "text_encoder": model.text_encoder}
     named = dict(zip(("muon", "adam"), optimizers, strict=True))
