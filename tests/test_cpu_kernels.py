@@ -74,9 +74,7 @@ def test_a_pass_is_diffusers_own(tiny_model: WanX, tiny_data: TrainingData) -> N
         torch.testing.assert_close(mine.grad, other.grad, rtol=1e-4, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
 
 
-def test_both_families_have_them(
-    tiny_model: WanX,
-) -> None:
+def test_both_families_have_them(tiny_model: WanX) -> None:
     for model in (tiny_model, toy_hunyuan.build()):
         kinds = {type(m) for block in model.blocks for m in block.modules()}
         assert kinds & {ProjectedTanhGelu, TanhGelu} and nn.GELU not in kinds

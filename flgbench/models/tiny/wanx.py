@@ -128,7 +128,6 @@ def train(model: WanX, data: dict[str, torch.Tensor], folder: Path, steps: int, 
     shadow = {k: v.clone() for k, v in weights_of(model).items()}
     checkpoint, first = folder / "dit-checkpoint.safetensors", 0
     depth = StochasticDepth(model.transformer.blocks, BATCH // parallel.processes(), BLOCK_DROP)
-    model.transformer.compile()  # a quarter less time a step, after a minute or two of compiling
     modules = {"transformer": model.transformer, "text_encoder": model.text_encoder}
     named = dict(zip(("muon", "adam"), optimizers, strict=True))
     if checkpoint.exists():
