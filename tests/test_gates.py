@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import Flgbench
 from toy_hunyuan import build, installed
 
 from flgbench.contracts import FamilyPreset
+from flgbench.data import shapes
+from flgbench.models.checkpoint_family import WEIGHTS
 from flgbench.models.families import WanXFamily
 from flgbench.models.hunyuan_family import HunyuanFamily
 from flgbench.models.tiny import gates
@@ -103,3 +106,21 @@ def test_the_middle_is_what_it_was() -> None:
     assert tuple(gates.middle(ten)) == (4, 5, 6)  # type: ignore[arg-type]
     guided = FamilyPreset(3.0, 2.0, 50, (17, 64, 64), 8, 10, 0.2)
     assert set(gates.row_samplers(guided)) | {"real", "vae round trip"} == set(GATES["rows"])
+
+
+@pytest.mark.parametrize("family", ["wanx-tiny", "hunyuan-tiny", "hunyuan-ati2v-tiny"])
+def test_what_is_written_is_strict_json(family: str) -> None:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    json.loads((WEIGHTS / family / "gates.json").read_text(), parse_constant=refuse)
+
+
+def test_what_no_clip_shows_is_none_and_passes_no_gate() -> None:
+    nowhere = np.full(4, np.nan)
+    measured = {"turn_error": nowhere, **{f"observed_{name}": nowhere for name in shapes.LAWS}}
+    row = gates._summary(measured, np.arange(4))
+    assert row["turn_error"] == {"mean": None, "n": 0} and row["hidden_tv_turn"] is None
+    for gate in ("centroid error at the turn", "hidden turn"):
+        judged = gates._judge(row, *gates.TEACHER_GATES[gate])
+        assert judged["value"] is None and not judged["passed"]

@@ -223,6 +223,20 @@ def test_a_small_run_by_its_verbs(slurm: None, flgbench: Flgbench, tmp_path: Pat
             assert json.loads(other.read_text())["files"] == json.loads(done.read_text())["files"], done.parent.name
 
 
+def test_two_families_in_one_queue(slurm: None, flgbench: Flgbench, tmp_path: Path) -> None:
+    """Their steps share arrays, each job finds its own teacher, and one report shows both."""
+    few = ("--methods", "none", "--baselines", "euler-4", "--conditions", "2", "--pairs", "3")
+    verb = ("run", *few, "--model", "wanx,hunyuan", "--executor", "slurm", "--profile", "devcluster", "--out", "out")
+    code, printed, err = flgbench(*verb, "--json")
+    assert code == 0, err
+    told = json.loads(printed)
+    assert told["failed"] == {}
+    page = Path(tmp_path, told["report"]).read_text()
+    assert "wanx" in page and "hunyuan" in page and "geometric mean" in page
+    sampled = [done.parent.name.rsplit("-v", 1)[0] for done in (tmp_path / "out").glob("store/sample*/done.json")]
+    assert sampled == ["sample-euler-4"] * 2
+
+
 def test_one_job_cancelled_by_hand_ends_its_chain_alone(slurm: None, tmp_path: Path) -> None:
     made, key = chains(2, seconds=60)
     store, ids = submit(made, tmp_path)

@@ -36,9 +36,9 @@ from flgbench.models.wanx import WanX
 from flgbench.training_log import TrainingLog
 
 SHIFT, CAPTION_DROPOUT = 3.0, 0.1
-GUIDED, GUIDANCE = 0.3, (1.0, 3.0)  # share of the clips with g above 1, and the range of g
+GUIDED, GUIDANCE = 0.5, (1.0, 3.0)  # share of the clips with g above 1, and the range of g
 BLOCK_DROP = 0.1  # probability that an inner block is bypassed, for each clip
-BATCH, STEPS, MUON_LR, ADAM_LR, EMA_DECAY, SEED = 24, 6000, 2e-3, 1e-3, 0.99, 0
+BATCH, STEPS, MUON_LR, ADAM_LR, EMA_DECAY, SEED = 24, 5000, 2e-3, 1e-3, 0.99, 0
 DECAY = 0.5  # share of the steps over which the learning rate falls to zero
 CHECKPOINT_EVERY = 50
 

@@ -65,8 +65,9 @@ def start_from(weights: Path, work: Path) -> None:
     hunyuan_text.save(model.reader, work)
     shutil.copy(weights / "text-log.jsonl", work)
     shutil.copy(weights / "recipe.json", work / "start-recipe.json")
-    for part in ("vae", "dit"):
-        shutil.copy(weights / f"{part}-log.jsonl", work / f"start-{part}-log.jsonl")
+    for log in weights.glob("*-log.jsonl"):
+        if log.name != "text-log.jsonl":
+            shutil.copy(log, work / f"start-{log.name}")
     parts = {"vae": model.vae, "transformer": model.transformer}
     weights_of = {f"{name}/{k}": v.clone() for name, module in parts.items() for k, v in module.state_dict().items()}
     save_file(weights_of, work / START)
