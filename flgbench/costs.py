@@ -32,6 +32,18 @@ SAVED: Saved = {BF16: (68.5, 4.0), FP32: (88.5, 8.0)}
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """Seconds of one CPU core, measured: a forward of one clip without gradient and a forward with its backward in the
+    small batches of a training, an update of the whole network's weights by the optimiser, and a forward in sampling's
+    large batches."""
+
+    forward: float
+    trained: float
+    update: float
+    sampled: float
+
+
+@dataclass(frozen=True)
 class Network:
     """The sizes of a denoiser, without building it. `flops` of a forward of one clip; `clip_bytes` of one encoded clip
     with its condition, as a data step stores it; `pixels` of one clip, all frames and colours.
@@ -52,6 +64,7 @@ class Network:
     adapted: int = 0  # parameters of a LoRA of rank 1
     largest_block: int = 0  # parameters; 0: all are alike
     saved: Saved = field(default_factory=lambda: SAVED)
+    calibration: Calibration | None = None  # of a network that a CPU can run, where it was timed
 
     def kept(self, share: float) -> float:
         """Parameters with `share` of the blocks, of those of the whole network."""
@@ -75,23 +88,6 @@ DENSE_BF16 = {known.name: known.tflops["bf16"] * 1e12 for known in PEAKS}
 DEVICES = {name: Device(name, DENSE_BF16[model], memory) for name, (model, memory) in KNOWN.items()}
 ASSUMED = DEVICES["H100"]
 WARM_UP = 5  # timed clips of a latency step besides its conditions
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Seconds of one CPU core, measured: a forward of one clip without gradient and a forward with its backward in the
-    small batches of a training, an update of the whole network's weights by the optimiser, and a forward in sampling's
-    large batches."""
-
-    forward: float
-    trained: float
-    update: float
-    sampled: float
-
-
-# The tiny teacher on one core of an Intel Xeon with AVX-512, timed alone. It tells the steps of reports/measured within
-# 18 %, but for F3-b (26 %): its passes count whole and compute less.
-TINY = Calibration(forward=0.011, trained=0.035, update=0.004, sampled=0.0063)
 
 
 @dataclass(frozen=True)
@@ -206,16 +202,19 @@ def cost(
     network: Network | None,
     device: Device | None = None,
     gpus: int = 1,
-    calibration: Calibration = TINY,
 ) -> Cost:
-    """Of a step: on `gpus` GPUs like `device` if it trains, on one otherwise; without a device on one core of a CPU."""
+    """Of a step: on `gpus` GPUs like `device` if it trains, on one otherwise; without a device on one core of a CPU, for
+    which the network must have been timed."""
     if network is None:
         return Cost(None)
     if step.kind == "train":
-        return _training(step, plan, network, device, gpus, calibration)
+        return _training(step, plan, network, device, gpus)
     share = kept_share(step, plan)
-    on_cpu = calibration.sampled if step.kind == "sample" else calibration.forward
-    a_pass = network.flops / (device.peak * device.mfu) if device else on_cpu
+    if device:
+        a_pass = network.flops / (device.peak * device.mfu)
+    else:
+        core = _timed(network)
+        a_pass = core.sampled if step.kind == "sample" else core.forward
     told, memory = step.settings, None
     if device:
         weights = BF16 * network.parameters * network.kept(share)
@@ -236,7 +235,13 @@ def cost(
     return Cost(None)
 
 
-def _training(step: Step, plan: Plan, network: Network, device: Device | None, gpus: int, calibration: Calibration) -> Cost:
+def _timed(network: Network) -> Calibration:
+    if network.calibration is None:
+        raise ValueError("this network was not timed on a CPU: its costs are those of a device")
+    return network.calibration
+
+
+def _training(step: Step, plan: Plan, network: Network, device: Device | None, gpus: int) -> Cost:
     from flgbench.registry import resolve
 
     stage, told = resolve(step.settings["stage"]), step.settings
@@ -244,7 +249,7 @@ def _training(step: Step, plan: Plan, network: Network, device: Device | None, g
     loop = told.get("loop")
     if loop is None:
         passes = stage.passes(settings, network.blocks)
-        a_pass = network.flops / (device.peak * device.mfu) if device else calibration.forward
+        a_pass = network.flops / (device.peak * device.mfu) if device else _timed(network).forward
         return Cost(None if passes is None else passes * a_pass)
     footprint: Footprint | None = stage.footprint(settings, kept_share(step, plan))
     if footprint is None:
@@ -256,7 +261,7 @@ def _training(step: Step, plan: Plan, network: Network, device: Device | None, g
     disk = FP32 * network.parameters * network.kept(footprint.student)
     work = 2 * checkpoint_bytes(network, footprint, sized)  # the old one goes when the new one is whole
     if device is None:
-        return Cost(training_seconds(footprint, passes, clips, calibration), None, disk, work)
+        return Cost(training_seconds(footprint, passes, clips, _timed(network)), None, disk, work)
     shards = min(gpus, loop["batch"])
     memory = training_memory(network, footprint, loop["batch"] // shards, shards, sized, loop["accumulate"])
     again = footprint.backwards / 2 if sized.get("activation_checkpointing", True) else 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ from flgbench.costs import BF16, FP32, Calibration, Network
 from flgbench.loop_settings import LoopSettings
 from flgbench.models.base import Condition
 from flgbench.models.families import WanXFamily
+from flgbench.models.hunyuan import Hunyuan
+from flgbench.models.hunyuan_family import HunyuanFamily
 from flgbench.models.wan_presets import CHECKPOINTS
 from flgbench.models.wanx import WanX
 from flgbench.plan import Plan
@@ -69,6 +72,27 @@ def test_sizes_of_the_tiny_teacher() -> None:
     assert network.parameters == model.n_parameters and network.blocks == len(model.blocks)
     channels, *place = model.latent_shape
     assert network.tokens == place[0] * place[1] * place[2] // 4 and channels == 16
+
+
+def test_sizes_of_the_tiny_hunyuan_teacher() -> None:
+    network = HunyuanFamily().network("tiny")
+    model = Hunyuan.load(HunyuanFamily().folder("tiny"))
+    assert network is not None and network.calibration is not None
+    assert network.parameters == model.n_parameters and network.blocks == len(model.blocks)
+    condition = model.condition(torch.zeros(1, 64, 64, 3, dtype=torch.uint8), ["a red circle"])
+    assert network.tokens == 5 * 4 * 4 + condition.text.shape[1]
+    clip = TrainingData(torch.zeros(1, *model.latent_shape), condition)
+    mask, pooled = condition.extras["text_mask"], condition.extras["pooled"]
+    values = clip.latents.numel() + condition.image.numel() + condition.text.numel() + mask.numel() + pooled.numel()
+    assert network.clip_bytes == FP32 * values
+
+
+def test_without_a_device_only_what_was_timed_has_a_cost() -> None:
+    step = sample_step(SamplerSettings(num_inference_steps=4, guidance_scale=2.0, shift=3.0), conditions=2)
+    plan, network = Plan({step.key: step}, []), costs.wan_checkpoint(CHECKPOINTS["14b"])
+    assert (costs.cost(step, plan, network, costs.ASSUMED).seconds or 0) > 0
+    with pytest.raises(ValueError, match="was not timed"):
+        costs.cost(step, plan, network)
 
 
 STAGES: list[tuple[type[TrainedStage], Settings, float]] = [
@@ -245,7 +269,8 @@ def told_over_measured(teacher: WanX, data: TrainingData, importance: Path, fold
     condition = data.condition.select(slice(0, 2))
     measured = process_seconds(lambda: generate(teacher, condition, [(0, 0), (1, 0)], sampler), 4)
     step = sample_step(sampler, conditions=2)
-    told = costs.cost(step, Plan({step.key: step}, []), WanXFamily().network("tiny"), calibration=calibration).seconds
+    network = replace(WanXFamily().network("tiny"), calibration=calibration)
+    told = costs.cost(step, Plan({step.key: step}, []), network).seconds
     assert told is not None
     return found | {"sampling": told / measured}
 

@@ -10,22 +10,46 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+HALF = 8  # output channels up to which vector registers stay half empty
+
 
 def convolve_folded(conv: nn.Conv3d, x: torch.Tensor, padding: tuple[int, int] = (0, 0)) -> torch.Tensor:
     """`conv` applied to x (B, C, T, H, W) that has its padding in time already; `padding` is that of height and width."""
     taps, stride = conv.kernel_size[0], conv.stride[0]
-    batch, channels, frames, height, width = x.shape
-    steps = (frames - taps) // stride + 1
+    steps = (x.shape[2] - taps) // stride + 1
     x = x.permute(0, 2, 3, 4, 1)
-    if taps > 1:
-        x = torch.cat([x[:, k : k + stride * (steps - 1) + 1 : stride] for k in range(taps)], dim=-1)
-    elif stride > 1:
-        x = x[:, ::stride]
-    x = x.reshape(batch * steps, height, width, taps * channels).permute(0, 3, 1, 2)
-    weight = conv.weight.permute(0, 2, 1, 3, 4).reshape(conv.out_channels, taps * channels, *conv.kernel_size[1:])
-    weight = weight.contiguous(memory_format=torch.channels_last)
-    y = F.conv2d(x, weight, conv.bias, stride=conv.stride[1:], padding=padding)
-    return y.permute(0, 2, 3, 1).reshape(batch, steps, *y.shape[2:], -1).permute(0, 4, 1, 2, 3)
+    weight = conv.weight.permute(0, 3, 4, 2, 1)  # (O, h, w, taps, C)
+    if taps > 1 and conv.stride == (1, 1, 1) and conv.out_channels <= HALF and not torch.is_grad_enabled():
+        weight = torch.stack([F.pad(weight, (0, 0, 0, 1)), F.pad(weight, (0, 0, 1, 0))]).flatten(0, 1)
+        bias = None if conv.bias is None else conv.bias.repeat(2)
+        y = _convolve(_windows_of_two(x, taps, steps), weight, bias, (1, 1), padding)
+        y = y.unflatten(-1, (2, -1)).permute(0, 1, 4, 2, 3, 5).flatten(1, 2)[:, :steps]
+    else:
+        seen = [x[:, k : k + stride * (steps - 1) + 1 : stride] for k in range(taps)]
+        y = _convolve(torch.cat(seen, dim=-1) if taps > 1 else seen[0], weight, conv.bias, conv.stride[1:], padding)
+    return y.permute(0, 4, 1, 2, 3)
+
+
+def _windows_of_two(x: torch.Tensor, taps: int, steps: int) -> torch.Tensor:
+    """What two neighbouring frames of the result see of x (B, T, H, W, C) together: (B, steps / 2, H, W, (taps + 1) C).
+
+    An odd number of steps is rounded up; the frame that no step sees is the last one again.
+    """
+    batch, frames, height, width, channels = x.shape
+    out = x.new_empty(batch, (steps + 1) // 2, height, width, (taps + 1) * channels)
+    for clip, windows in zip(x, out, strict=True):
+        for first, window in enumerate(windows):  # frame by frame: cat is several times slower with strides between them
+            torch.cat([clip[min(2 * first + k, frames - 1)] for k in range(taps + 1)], dim=-1, out=window)
+    return out
+
+
+def _convolve(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: tuple[int, ...], padding: tuple[int, int]
+) -> torch.Tensor:
+    """Frames (B, T, H, W, C) by a weight (O, h, w, ...), whose dimensions from the fourth on make C; both channels last."""
+    weight = weight.flatten(3).permute(0, 3, 1, 2)
+    y = F.conv2d(x.flatten(0, 1).permute(0, 3, 1, 2), weight, bias, stride=stride, padding=padding)
+    return y.permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
 
 
 # Nearest upsampling repeats a sample, so that two of the three taps see the same one. Which taps (columns) meet which of two

@@ -50,6 +50,9 @@ class HunyuanATI2VFamily(HunyuanFamily):
     def untrained(self, scale: str, clip: tuple[int, int, int], device: str, dtype: torch.dtype) -> VideoModel:
         raise UsageError(f"family '{self.name}' is not built with random weights: time its tiny ones, --weights teacher")
 
+    def network(self, scale: str) -> None:
+        """None: its adapters were not timed."""
+
     def pass_flops(self, model: VideoModel) -> Mapping[str, int]:
         """None: the formula of the family without sound knows no adapters."""
         return {}

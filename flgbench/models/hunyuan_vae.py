@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKLHunyuanVideo
 from diffusers.models.autoencoders.autoencoder_kl_hunyuan_video import (
     HunyuanVideoCausalConv3d,
+    HunyuanVideoResnetBlockCausal3D,
     HunyuanVideoUpsampleCausal3D,
 )
 
@@ -22,7 +23,9 @@ class FoldedHunyuanConv3d(HunyuanVideoCausalConv3d):
     """`HunyuanVideoCausalConv3d` whose time taps are folded into the channels of a 2-D convolution."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return convolve_folded(self.conv, F.pad(hidden_states, self.time_causal_padding, mode=self.pad_mode))
+        if any(self.time_causal_padding):
+            hidden_states = F.pad(hidden_states, self.time_causal_padding, mode=self.pad_mode)
+        return convolve_folded(self.conv, hidden_states)
 
 
 class SubPixelUpsample(HunyuanVideoUpsampleCausal3D):
@@ -32,11 +35,22 @@ class SubPixelUpsample(HunyuanVideoUpsampleCausal3D):
         return upsample_and_convolve(self.conv.conv, hidden_states)
 
 
+class FoldedResnetBlock(HunyuanVideoResnetBlockCausal3D):
+    """`HunyuanVideoResnetBlockCausal3D` that leaves the channels last, as folded convolutions give and take them."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        found = self.conv1(self.nonlinearity(self.norm1(hidden_states)))
+        found = self.conv2(self.dropout(self.nonlinearity(self.norm2(found))))
+        return found + (hidden_states if self.conv_shortcut is None else self.conv_shortcut(hidden_states))
+
+
 def fold_convolutions(vae: AutoencoderKLHunyuanVideo) -> AutoencoderKLHunyuanVideo:
     """Switch every causal convolution of `vae` to a form that is fast on a CPU, in place. State dicts are unchanged."""
     for module in vae.modules():
         if isinstance(module, HunyuanVideoCausalConv3d):
             module.__class__ = FoldedHunyuanConv3d
+        elif isinstance(module, HunyuanVideoResnetBlockCausal3D):
+            module.__class__ = FoldedResnetBlock
         elif isinstance(module, HunyuanVideoUpsampleCausal3D) and tuple(module.upsample_factor) == (2, 2, 2):
             module.__class__ = SubPixelUpsample
     return vae
