@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -491,6 +492,7 @@ def test_the_verb_makes_a_teacher(flgbench: Flgbench, tiny_model, tmp_path: Path
     for module in (hunyuan_text, hunyuan_vae, recipe):
         monkeypatch.setattr(module, "STEPS", 2)
         monkeypatch.setattr(module.train, "__defaults__", (2, 1))
+    monkeypatch.setattr(recipe, "ON_STEPS", 2)
     work, folder = tmp_path / "work", tmp_path / "weights" / "hunyuan-tiny"
     verb = ("pretrain", "--model", "hunyuan", "--work", str(work), "--target", str(folder), "--conditions", "8")
     for _ in range(2):  # the second time nothing is left to train
@@ -512,6 +514,7 @@ def test_the_verb_makes_a_teacher(flgbench: Flgbench, tiny_model, tmp_path: Path
     assert code == 0, err
     told = json.loads((further / "recipe.json").read_text())
     assert told["continued_from"]["training"]["trained"] == 2 and "--continue-from" in told["command"]
+    assert (told["training"]["steps"], told["training"]["own_states"]) == (2, recipe.OWN)
     assert (further / "start-dit-log.jsonl").read_text() == (folder / "dit-log.jsonl").read_text()
     begun = hunyuan_pretrain._start(on, "transformer")
     assert begun is not None and all(torch.equal(begun[k], v) for k, v in loaded.transformer.state_dict().items())
@@ -537,6 +540,31 @@ def test_the_guide_is_shown_what_it_was_trained_on(tiny_model, monkeypatch: pyte
     for name in ("text", "image"):
         found = getattr(shown[0], name)[:1]
         torch.testing.assert_close(found, getattr(expected, name), rtol=1e-3, atol=2e-3)  # cached in half precision
+
+
+def test_own_states_are_those_of_the_networks_own_sampling(model: Hunyuan, data: TrainingData) -> None:
+    """Each follows from the one before by an Euler step; put into a batch they replace its first clips and no others."""
+
+    def tell(index: torch.Tensor, dropped: torch.Tensor, scale: torch.Tensor) -> Condition:
+        assert not dropped.any()
+        told = data.condition.select(index)
+        return replace(told, extras=told.extras | {"guidance": scale})
+
+    mine = recipe.OwnStates.sample(model, tell, CLIPS, 4, torch.Generator().manual_seed(1))
+    assert mine.times[0] == 1 and (mine.times.diff() < 0).all() and mine.times[-1] > 0
+    condition = tell(mine.index, torch.zeros(4, dtype=torch.bool), mine.scale)
+    with torch.no_grad():
+        for k in (0, 7, recipe.OWN_STEPS - 2):
+            v = model.velocity(mine.states[k], mine.times[k].expand(4), condition)
+            torch.testing.assert_close(mine.states[k + 1], mine.states[k] + (mine.times[k + 1] - mine.times[k]) * v)
+    index, x_t, t = torch.full((6,), -1), torch.zeros(6, *model.latent_shape), torch.zeros(6)
+    dropped, scale = torch.ones(6, dtype=torch.bool), torch.zeros(6)
+    mine.put_into(index, x_t, t, dropped, scale, torch.Generator().manual_seed(2))
+    assert torch.equal(index[:4], mine.index) and torch.equal(scale[:4], mine.scale)
+    assert not dropped[:4].any() and dropped[4:].all() and (index[4:] == -1).all() and not x_t[4:].any() and not t[4:].any()
+    for clip in range(4):
+        (moment,) = torch.nonzero(mine.times == t[clip])[0]
+        assert torch.equal(x_t[clip], mine.states[moment, clip])
 
 
 @pytest.mark.parametrize("kinds", [("double", "double", "single"), ("block",) * 3])

@@ -9,12 +9,18 @@ with g = 1 for most clips and uniform for the rest. One training so gives the em
 velocity (g = 1) and an unconditional branch. A teacher's velocity has none of the noise of a flow-matching target: this
 takes far fewer steps than pretraining on clips alone.
 
+A teacher that is trained on meets its own mistakes too: half of a batch then are states of its own sampling, where the
+guide tells it the way back (as DAgger, Ross et al. 2011). Noised real clips never show it an object that came out faint.
+
 Hidden matrices are trained with Muon, everything else with AdamW; the learning rate is constant and falls to zero over
 the last half of the steps. The shipped weights are the EMA.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -38,9 +44,14 @@ from flgbench.training_log import TrainingLog
 SHIFT, CAPTION_DROPOUT = 3.0, 0.1
 GUIDED, GUIDANCE = 0.5, (1.0, 3.0)  # share of the clips with g above 1, and the range of g
 BLOCK_DROP = 0.1  # probability that an inner block is bypassed, for each clip
-BATCH, STEPS, MUON_LR, ADAM_LR, EMA_DECAY, SEED = 24, 5000, 2e-3, 1e-3, 0.99, 0
+BATCH, STEPS, ON_STEPS, MUON_LR, ADAM_LR, EMA_DECAY, SEED = 24, 5000, 1300, 2e-3, 1e-3, 0.99, 0
+# Of a network that is trained on: share of the learning rates, share of own states, steps of the sampling they are from.
+ON, OWN, OWN_STEPS = 0.4, 0.5, 16
 DECAY = 0.5  # share of the steps over which the learning rate falls to zero
 CHECKPOINT_EVERY = 50
+
+# Conditions of the clips `index` with captions `dropped`, told a guidance scale, all (N,).
+Tell = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Condition]
 
 
 def build(vae, reader: TextReader) -> Hunyuan:
@@ -78,6 +89,41 @@ def guided_target(
     return torch.where(flow.per_clip(scale != 1, x).bool(), flow.guide(v, v0, scale), v)
 
 
+@dataclass
+class OwnStates:
+    """N clips that the network itself sampled: indices and guidance scales (N,), times (K,), states (K, N, C, T, H, W)."""
+
+    index: torch.Tensor
+    scale: torch.Tensor
+    times: torch.Tensor
+    states: torch.Tensor
+
+    @staticmethod
+    @torch.no_grad()
+    def sample(model: Hunyuan, tell: Tell, count: int, clips: int, generator: torch.Generator) -> OwnStates:
+        """Of `clips` training clips of `count`, by Euler steps at random times in falling order; `tell` makes conditions."""
+        index, scale = torch.randint(count, (clips,), generator=generator), draw_scales(clips, generator)
+        condition = tell(index, torch.zeros(clips, dtype=torch.bool), scale)
+        places = 1 - (torch.arange(OWN_STEPS) + torch.rand(OWN_STEPS, generator=generator)) / OWN_STEPS
+        times = flow.shift(torch.cat([torch.ones(1), places[1:]]), SHIFT)
+        states = [torch.randn(clips, *model.latent_shape, generator=generator)]
+        for t, s in pairwise(times):
+            states.append(states[-1] + (s - t) * model.velocity(states[-1], t.expand(clips), condition))
+        return OwnStates(index, scale, times, torch.stack(states))
+
+    def put_into(self, index, x_t, t, dropped, scale, generator: torch.Generator) -> None:
+        """Replace the first N clips of a batch by one state of each clip."""
+        clips = len(self.index)
+        moment = torch.randint(len(self.times), (clips,), generator=generator)
+        index[:clips], scale[:clips], dropped[:clips] = self.index, self.scale, False
+        x_t[:clips], t[:clips] = self.states[moment, torch.arange(clips)], self.times[moment]
+
+
+def draw_scales(clips: int, generator: torch.Generator) -> torch.Tensor:
+    drawn = GUIDANCE[0] + (GUIDANCE[1] - GUIDANCE[0]) * torch.rand(clips, generator=generator)
+    return torch.where(torch.rand(clips, generator=generator) < GUIDED, drawn, torch.ones(clips))
+
+
 def _optimizers(model: Hunyuan) -> dict[str, torch.optim.Optimizer]:
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
     chosen = {id(p) for p in matrices}
@@ -89,12 +135,19 @@ def _optimizers(model: Hunyuan) -> dict[str, torch.optim.Optimizer]:
 
 
 def train(
-    model: Hunyuan, guide: WanX, data: dict[str, torch.Tensor], folder: Path, steps: int = STEPS, report_every: int = 25
+    model: Hunyuan,
+    guide: WanX,
+    data: dict[str, torch.Tensor],
+    folder: Path,
+    steps: int = STEPS,
+    report_every: int = 25,
+    *,
+    own: float = 0.0,
 ) -> Hunyuan:
     """Train to `steps`, resuming from `folder/dit-checkpoint.safetensors`; returns the EMA model.
 
-    `data` holds the guide's latents of the first N training clips, `video` and `image`, both (N, 16, 5, 8, 8). Appends to
-    `folder/dit-log.jsonl`.
+    `data` holds the guide's latents of the first N training clips, `video` and `image`, both (N, 16, 5, 8, 8); `own`: share
+    of a batch that are states of the network's own sampling. Appends to `folder/dit-log.jsonl`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     count = len(data["video"])
@@ -104,7 +157,15 @@ def train(
     model.requires_grad_(True).transformer.train()
     optimizers = _optimizers(model)
     shadow = {k: v.clone() for k, v in model.transformer.state_dict().items()}
-    depth = StochasticDepth(model.blocks, BATCH, BLOCK_DROP)
+    depth, mine = StochasticDepth(model.blocks, BATCH, BLOCK_DROP), None
+
+    def tell(index: torch.Tensor, dropped: torch.Tensor, scale: torch.Tensor) -> Condition:
+        text, mask, pooled = (
+            torch.where(_like(dropped, read[k]), read[f"negative_{k}"], read[k][index]) for k in ("text", "mask", "pooled")
+        )
+        extras = {"text_mask": mask, "pooled": pooled, "guidance": scale}
+        return Condition(text, read["negative_text"], data["video"][index][:, :, :1].float(), extras)
+
     checkpoint, first = folder / "dit-checkpoint.safetensors", 0
     modules = {"transformer": model.transformer}
     if checkpoint.exists():
@@ -118,28 +179,27 @@ def train(
         noise = torch.randn(x0.shape, generator=generator)
         t = flow.shift(torch.rand(BATCH, generator=generator), SHIFT)
         dropped = torch.rand(BATCH, generator=generator) < CAPTION_DROPOUT
-        drawn = GUIDANCE[0] + (GUIDANCE[1] - GUIDANCE[0]) * torch.rand(BATCH, generator=generator)
-        scale = torch.where(torch.rand(BATCH, generator=generator) < GUIDED, drawn, torch.ones(BATCH))
+        scale = draw_scales(BATCH, generator)
         x_t = flow.interpolate(x0, noise, t)
+        if own:
+            if mine is None or step % OWN_STEPS == 0:
+                depth.rest()
+                mine = OwnStates.sample(model, tell, count, round(own * BATCH), generator)
+            mine.put_into(index, x_t, t, dropped, scale, generator)
 
         image = torch.cat([given.expand(BATCH, -1, -1, -1, -1), data["image"][index].float()], dim=1)
         with torch.no_grad():
             shown = Condition(read["guide"][index], read["negative_guide"], image)
             target = guided_target(guide, x_t, t, shown, dropped, scale)
-        told = {
-            k: torch.where(_like(dropped, read[k]), read[f"negative_{k}"], read[k][index])
-            for k in ("text", "mask", "pooled")
-        }
         depth.draw(generator)
-        extras = {"text_mask": told["mask"], "pooled": told["pooled"], "guidance": scale}
-        velocity = model.velocity(x_t, t, Condition(told["text"], read["negative_text"], x0[:, :, :1], extras))
+        velocity = model.velocity(x_t, t, tell(index, dropped, scale))
         loss = (velocity - target)[:, :, 1:].pow(2).mean()  # the first latent frame is known
 
         for optimizer in optimizers.values():
             optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(model.transformer.parameters(), 1.0)
-        factor = min(1.0, (step + 1) / 100, (steps - step) / (DECAY * steps))
+        factor = (ON if own else 1.0) * min(1.0, (step + 1) / 100, (steps - step) / (DECAY * steps))
         for optimizer, lr in zip(optimizers.values(), (MUON_LR, ADAM_LR), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = lr * factor

@@ -32,7 +32,7 @@ from flgbench.models.wanx import WanX
 from flgbench.training_log import TrainingLog
 
 CLIPS = 1024
-BATCH, STEPS, LR, EMA_DECAY, SEED = 24, 800, 2e-3, 0.98, 0
+BATCH, STEPS, LR, EMA_DECAY, SEED = 24, 1000, 2e-3, 0.98, 0
 WARMUP, DECAY = 30, 0.5  # steps of rising, and share of the steps of falling learning rate
 SILENT = 0.15  # share of the clips that are heard and seen without their sound
 EMPHASIS = 4.0  # weight of the error where a clip's latents differ most from its silent twin's, over that elsewhere

@@ -104,7 +104,9 @@ def train_denoiser(work: Path) -> None:
     model = hunyuan.build(hunyuan_vae.build(), hunyuan_text.train(work))
     if (start := _start(work, "transformer")) is not None:
         model.transformer.load_state_dict(start)
-    hunyuan.train(model, _guide(), _guide_latents(work), work)
+        hunyuan.train(model, _guide(), _guide_latents(work), work, hunyuan.ON_STEPS, own=hunyuan.OWN)
+    else:
+        hunyuan.train(model, _guide(), _guide_latents(work), work)
 
 
 def load_trained(work: Path) -> Hunyuan:
@@ -131,6 +133,7 @@ def export(model: Hunyuan, work: Path, folder: Path) -> None:
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     write_folder(model, FlowMatchEulerDiscreteScheduler(shift=hunyuan.SHIFT), partial)
+    on = (work / START).exists()
     recipe: dict[str, Any] = {
         "guide": {"model": "wanx tiny", "sha256": sha256(WanXFamily().folder("tiny") / HASHES)},
         "vae": {
@@ -150,7 +153,7 @@ def export(model: Hunyuan, work: Path, folder: Path) -> None:
         },
         "transformer": hunyuan.TRANSFORMER,
         "training": {
-            "steps": hunyuan.STEPS,
+            "steps": hunyuan.ON_STEPS if on else hunyuan.STEPS,
             "trained": _steps_done(work, "dit"),
             "clips": CLIPS,
             "batch": hunyuan.BATCH,
@@ -166,7 +169,8 @@ def export(model: Hunyuan, work: Path, folder: Path) -> None:
         },
         "command": "flgbench pretrain --model hunyuan",
     }
-    if (work / START).exists():
+    if on:
+        recipe["training"] |= {"own_states": hunyuan.OWN, "own_steps": hunyuan.OWN_STEPS, "lr_share": hunyuan.ON}
         recipe["command"] += " --continue-from FOLDER"
         recipe["continued_from"] = json.loads((work / "start-recipe.json").read_text())
     (partial / "recipe.json").write_text(json.dumps(recipe, indent=1) + "\n")

@@ -28,6 +28,8 @@ class StochasticDepth:
     @staticmethod
     def _bypass(kept: torch.Tensor):
         def hook(block: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+            if kept.all():
+                return None
             streams = output if isinstance(output, tuple) else (output,)
             # A block's inputs begin with its streams, the rest of them is what it is told.
             chosen = tuple(torch.where(kept[:, None, None], y, x) for x, y in zip(inputs, streams, strict=False))
@@ -37,6 +39,10 @@ class StochasticDepth:
 
     def draw(self, generator: torch.Generator) -> None:
         self.kept.copy_(torch.rand(self.kept.shape, generator=generator) >= self.drop)
+
+    def rest(self) -> None:
+        """Bypass nothing until the next `draw`: clips may then come in batches of any size."""
+        self.kept.fill_(True)
 
     def remove(self) -> None:
         for hook in self.hooks:
