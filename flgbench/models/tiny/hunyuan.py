@@ -44,7 +44,7 @@ from flgbench.training_log import TrainingLog
 SHIFT, CAPTION_DROPOUT = 3.0, 0.1
 GUIDED, GUIDANCE = 0.5, (1.0, 3.0)  # share of the clips with g above 1, and the range of g
 BLOCK_DROP = 0.1  # probability that an inner block is bypassed, for each clip
-BATCH, STEPS, ON_STEPS, MUON_LR, ADAM_LR, EMA_DECAY, SEED = 24, 5000, 1300, 2e-3, 1e-3, 0.99, 0
+BATCH, STEPS, ON_STEPS, MUON_LR, ADAM_LR, EMA_DECAY, SEED = 24, 5000, 1900, 2e-3, 1e-3, 0.99, 0
 # Of a network that is trained on: share of the learning rates, share of own states, steps of the sampling they are from.
 ON, OWN, OWN_STEPS = 0.4, 0.5, 16
 DECAY = 0.5  # share of the steps over which the learning rate falls to zero
