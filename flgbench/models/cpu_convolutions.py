@@ -19,7 +19,8 @@ def convolve_folded(conv: nn.Conv3d, x: torch.Tensor, padding: tuple[int, int] =
     steps = (x.shape[2] - taps) // stride + 1
     x = x.permute(0, 2, 3, 4, 1)
     weight = conv.weight.permute(0, 3, 4, 2, 1)  # (O, h, w, taps, C)
-    if taps > 1 and conv.stride == (1, 1, 1) and conv.out_channels <= HALF and not torch.is_grad_enabled():
+    halved = taps > 1 and conv.stride == (1, 1, 1) and conv.out_channels <= HALF
+    if halved and x.device.type == "cpu" and not torch.is_grad_enabled():  # two frames at once
         weight = torch.stack([F.pad(weight, (0, 0, 0, 1)), F.pad(weight, (0, 0, 1, 0))]).flatten(0, 1)
         bias = None if conv.bias is None else conv.bias.repeat(2)
         y = _convolve(_windows_of_two(x, taps, steps), weight, bias, (1, 1), padding)
