@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 Velocity = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Noise = Callable[[int], torch.Tensor]  # number of the step -> fresh noise of x's shape
 
+# A pass of a tiny network is mostly the starting of kernels; a large one's activations fill a GPU.
+CLIPS_AT_ONCE = {"cpu": 24, "cuda": 4}
+DECODED_AT_ONCE = 4  # of more the activations leave a CPU's caches
+
 
 def euler(velocity: Velocity, x: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
     """First-order solver of dx/dt = v along decreasing `times` (steps + 1,), as FlowMatchEulerDiscreteScheduler."""

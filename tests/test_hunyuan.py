@@ -492,7 +492,7 @@ def test_the_verb_makes_a_teacher(flgbench: Flgbench, tiny_model, tmp_path: Path
     for module in (hunyuan_text, hunyuan_vae, recipe):
         monkeypatch.setattr(module, "STEPS", 2)
         monkeypatch.setattr(module.train, "__defaults__", (2, 1))
-    monkeypatch.setattr(recipe, "ON_STEPS", 2)
+    monkeypatch.setattr(recipe, "CONTINUED_STEPS", 2)
     work, folder = tmp_path / "work", tmp_path / "weights" / "hunyuan-tiny"
     verb = ("pretrain", "--model", "hunyuan", "--work", str(work), "--target", str(folder), "--conditions", "8")
     for _ in range(2):  # the second time nothing is left to train
@@ -514,7 +514,7 @@ def test_the_verb_makes_a_teacher(flgbench: Flgbench, tiny_model, tmp_path: Path
     assert code == 0, err
     told = json.loads((further / "recipe.json").read_text())
     assert told["continued_from"]["training"]["trained"] == 2 and "--continue-from" in told["command"]
-    assert (told["training"]["steps"], told["training"]["own_states"]) == (2, recipe.OWN)
+    assert (told["training"]["steps"], told["training"]["own_states"]) == (2, recipe.OWN_SHARE)
     assert (further / "start-dit-log.jsonl").read_text() == (folder / "dit-log.jsonl").read_text()
     begun = hunyuan_pretrain._start(on, "transformer")
     assert begun is not None and all(torch.equal(begun[k], v) for k, v in loaded.transformer.state_dict().items())
@@ -557,14 +557,15 @@ def test_own_states_are_those_of_the_networks_own_sampling(model: Hunyuan, data:
         for k in (0, 7, recipe.OWN_STEPS - 2):
             v = model.velocity(mine.states[k], mine.times[k].expand(4), condition)
             torch.testing.assert_close(mine.states[k + 1], mine.states[k] + (mine.times[k + 1] - mine.times[k]) * v)
-    index, x_t, t = torch.full((6,), -1), torch.zeros(6, *model.latent_shape), torch.zeros(6)
-    dropped, scale = torch.ones(6, dtype=torch.bool), torch.zeros(6)
-    mine.put_into(index, x_t, t, dropped, scale, torch.Generator().manual_seed(2))
-    assert torch.equal(index[:4], mine.index) and torch.equal(scale[:4], mine.scale)
-    assert not dropped[:4].any() and dropped[4:].all() and (index[4:] == -1).all() and not x_t[4:].any() and not t[4:].any()
+    latents, dropped = torch.zeros(6, *model.latent_shape), torch.ones(6, dtype=torch.bool)
+    batch = recipe.Batch(torch.full((6,), -1), latents, torch.zeros(6), dropped, torch.zeros(6))
+    mine.put_into(batch, torch.Generator().manual_seed(2))
+    assert torch.equal(batch.index[:4], mine.index) and torch.equal(batch.scale[:4], mine.scale)
+    assert not batch.dropped[:4].any() and batch.dropped[4:].all() and (batch.index[4:] == -1).all()
+    assert not batch.x_t[4:].any() and not batch.t[4:].any()
     for clip in range(4):
-        (moment,) = torch.nonzero(mine.times == t[clip])[0]
-        assert torch.equal(x_t[clip], mine.states[moment, clip])
+        (moment,) = torch.nonzero(mine.times == batch.t[clip])[0]
+        assert torch.equal(batch.x_t[clip], mine.states[moment, clip])
 
 
 @pytest.mark.parametrize("kinds", [("double", "double", "single"), ("block",) * 3])

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flgbench.costs import BF16, FP32, Calibration, Network, Saved
-from flgbench.models.hunyuan_presets import IMAGE_INTERLEAVE, IMAGE_TOKENS, HunyuanCheckpoint, block_kinds, denoiser_size
+from flgbench.models.hunyuan_presets import IMAGE_TOKENS, HunyuanCheckpoint, block_kinds, denoiser_size, words_read
 
 # What `costs.SAVED` is of Wan's blocks, of HunyuanVideo's: a mean over 20 double and 40 single ones (40.5 and 36.4 in bf16).
 SAVED_JOINT: Saved = {BF16: (37.8, 4.0), FP32: (59.2, 8.0)}
@@ -56,4 +56,4 @@ def sizes(
 def published(facts: HunyuanCheckpoint) -> Network:
     """Sizes of a published checkpoint at its own clip."""
     stride = facts.vae["temporal_compression_ratio"], facts.vae["spatial_compression_ratio"]
-    return sizes(facts.transformer, facts.clip, stride, IMAGE_TOKENS // IMAGE_INTERLEAVE + facts.text_length)
+    return sizes(facts.transformer, facts.clip, stride, words_read(IMAGE_TOKENS, facts.text_length))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 from flgbench.contracts import FamilyPreset
@@ -13,13 +12,7 @@ from flgbench.models import hunyuan_cost
 from flgbench.models.base import Placement, VideoModel
 from flgbench.models.checkpoint_family import TINY, WEIGHTS, CheckpointFamily, real_placement
 from flgbench.models.hunyuan_checkpoint import HunyuanFolder
-from flgbench.models.hunyuan_presets import (
-    CHECKPOINTS,
-    IMAGE_INTERLEAVE,
-    TINY_TRANSFORMER,
-    HunyuanCheckpoint,
-    block_kinds,
-)
+from flgbench.models.hunyuan_presets import CHECKPOINTS, TINY_TRANSFORMER, HunyuanCheckpoint, block_kinds, words_read
 from flgbench.shipped import HASHES, verify
 
 BETA1 = 2.0  # the paper's for HunyuanVideo, and beta2
@@ -89,7 +82,7 @@ class HunyuanFamily(CheckpointFamily[HunyuanCheckpoint]):
         if scale != TINY:
             return hunyuan_cost.published(self.facts(scale))
         own = json.loads((self.folder(scale) / "flgbench.json").read_text())
-        words = math.ceil(own["prompt_template"]["image_emb_len"] / IMAGE_INTERLEAVE) + own["text_length"]
+        words = words_read(own["prompt_template"]["image_emb_len"], own["text_length"])
         return hunyuan_cost.sizes(TINY_TRANSFORMER, own["clip_shape"], (4, 8), words, TIMED)
 
     def load(self, scale: str, placement: Placement | None = None) -> VideoModel:

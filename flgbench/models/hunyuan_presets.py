@@ -110,6 +110,11 @@ CHECKPOINTS: Mapping[str, HunyuanCheckpoint] = {
 }
 
 
+def words_read(image_tokens: int, text_length: int) -> int:
+    """Tokens that the denoiser reads: of an image of `image_tokens`, and of a caption."""
+    return -(-image_tokens // IMAGE_INTERLEAVE) + text_length
+
+
 @dataclass(frozen=True)
 class JointSize:
     """Parameters of a `HunyuanVideoTransformer3DModel`: all of them, a double block's and a single block's; and those of

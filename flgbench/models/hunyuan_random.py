@@ -26,7 +26,7 @@ from transformers import (
 
 from flgbench.models.flops import JointPassFlops, hunyuan_pass_flops
 from flgbench.models.hunyuan import Hunyuan
-from flgbench.models.hunyuan_presets import CHECKPOINTS, IMAGE_INTERLEAVE, HunyuanCheckpoint
+from flgbench.models.hunyuan_presets import CHECKPOINTS, HunyuanCheckpoint, words_read
 from flgbench.models.hunyuan_reader import TextReader
 from flgbench.models.hunyuan_vae import fold_convolutions
 from flgbench.models.random_weights import born, check_clip, counted
@@ -82,7 +82,7 @@ def image_tokens(vision: Mapping[str, Any]) -> int:
 
 def text_tokens(model: Hunyuan) -> int:
     """The image's and the caption's, as the denoiser reads them."""
-    return math.ceil(model.reader.template["image_emb_len"] / IMAGE_INTERLEAVE) + model.text_length
+    return words_read(model.reader.template["image_emb_len"], model.text_length)
 
 
 def build(scale: str, clip: tuple[int, int, int], device: str, dtype: torch.dtype) -> Hunyuan:

@@ -16,13 +16,9 @@ from flgbench.data import shapes
 from flgbench.errors import StageFailure
 from flgbench.models.flops import pass_flops
 from flgbench.registry import resolve
-from flgbench.sampling import SamplerSettings, build_cache, generate
+from flgbench.sampling import CLIPS_AT_ONCE, DECODED_AT_ONCE, SamplerSettings, build_cache, generate
 from flgbench.steps.loading import TEST, clips_of, evaluated, identities, load_clips, load_denoiser, preset_of, true_outcomes
 from flgbench.store import Store, write_json
-
-# A pass of a tiny network is mostly the starting of kernels; a large one's activations fill a GPU.
-CLIPS_AT_ONCE = {"cpu": 24, "cuda": 4}
-DECODED_AT_ONCE = 4  # of more the activations leave a CPU's caches
 
 
 def run(step: Step, store: Store, folder: Path) -> dict[str, Any]:

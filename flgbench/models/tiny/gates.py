@@ -26,7 +26,7 @@ from flgbench.metrics.stats import bootstrap_mean
 from flgbench.metrics.table import ALL_METRICS
 from flgbench.metrics.truth import measure
 from flgbench.models.base import VideoModel
-from flgbench.sampling import SamplerSettings, generate
+from flgbench.sampling import CLIPS_AT_ONCE, DECODED_AT_ONCE, SamplerSettings, generate
 from flgbench.shipped import HASHES
 from flgbench.store import sha256, write_json
 
@@ -46,7 +46,6 @@ TEACHER_GATES = {
 }
 SOUND_GATES = {"size follows the sound": ("audio_correlation", "mean", ">=", 0.8)}  # where the family's clips have one
 CFG, EMBEDDED = "euler 50 x CFG", "euler 50, embedded guidance"
-CLIPS_AT_ONCE, DECODED_AT_ONCE = 24, 4  # as the sample step on a CPU
 PRUNED, ROUND_TRIP = "3 middle blocks deleted", "vae round trip"
 
 
@@ -161,8 +160,9 @@ def _summary(measured: dict[str, np.ndarray], conditions: np.ndarray) -> dict[st
 def _sampled(model: VideoModel, condition, sampler: SamplerSettings, factors, seeds: int) -> dict[str, Any]:
     ids = [(c, s) for c in range(len(factors)) for s in range(seeds)]
     videos = []
-    for start in range(0, len(ids), CLIPS_AT_ONCE):
-        chosen = ids[start : start + CLIPS_AT_ONCE]
+    at_once = CLIPS_AT_ONCE["cpu"]
+    for start in range(0, len(ids), at_once):
+        chosen = ids[start : start + at_once]
         latents, _ = generate(model, condition.select(torch.tensor([c for c, _ in chosen])), chosen, sampler)
         videos += [model.decode(part) for part in latents.split(DECODED_AT_ONCE)]
     conditions = np.array([c for c, _ in ids])

@@ -5,7 +5,7 @@ wanx in the latent space that both share: on noised real clips its velocity regr
 
     v(c0) + g (v(c) - v(c0)) of wanx, g embedded,   and v(c0) itself where the caption is dropped,
 
-with g = 1 for most clips and uniform for the rest. One training so gives the embedded scale, the plain conditional
+with g = 1 for half of the clips and uniform for the rest. One training so gives the embedded scale, the plain conditional
 velocity (g = 1) and an unconditional branch. A teacher's velocity has none of the noise of a flow-matching target: this
 takes far fewer steps than pretraining on clips alone.
 
@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -39,14 +38,15 @@ from flgbench.models.hunyuan_reader import TextReader
 from flgbench.models.tiny.muon import Muon
 from flgbench.models.tiny.stochastic_depth import StochasticDepth
 from flgbench.models.wanx import WanX
+from flgbench.sampling import euler
 from flgbench.training_log import TrainingLog
 
 SHIFT, CAPTION_DROPOUT = 3.0, 0.1
 GUIDED, GUIDANCE = 0.5, (1.0, 3.0)  # share of the clips with g above 1, and the range of g
 BLOCK_DROP = 0.1  # probability that an inner block is bypassed, for each clip
-BATCH, STEPS, ON_STEPS, MUON_LR, ADAM_LR, EMA_DECAY, SEED = 24, 5000, 1900, 2e-3, 1e-3, 0.99, 0
-# Of a network that is trained on: share of the learning rates, share of own states, steps of the sampling they are from.
-ON, OWN, OWN_STEPS = 0.4, 0.5, 16
+BATCH, STEPS, MUON_LR, ADAM_LR, EMA_DECAY, SEED = 24, 5000, 2e-3, 1e-3, 0.99, 0
+# Of a network that is trained on: steps, share of the learning rates, share of own states, steps of their sampling.
+CONTINUED_STEPS, CONTINUED_LR, OWN_SHARE, OWN_STEPS = 1900, 0.4, 0.5, 16
 DECAY = 0.5  # share of the steps over which the learning rate falls to zero
 CHECKPOINT_EVERY = 50
 
@@ -90,6 +90,27 @@ def guided_target(
 
 
 @dataclass
+class Batch:
+    """Of one training step: indices of clips, noised latents (B, C, T, H, W), times, captions dropped, guidance scales."""
+
+    index: torch.Tensor
+    x_t: torch.Tensor
+    t: torch.Tensor
+    dropped: torch.Tensor
+    scale: torch.Tensor
+
+    @staticmethod
+    def draw(video: torch.Tensor, generator: torch.Generator) -> Batch:
+        """Noised real clips."""
+        index = torch.randint(len(video), (BATCH,), generator=generator)
+        x0 = video[index].float()
+        noise = torch.randn(x0.shape, generator=generator)
+        t = flow.shift(torch.rand(BATCH, generator=generator), SHIFT)
+        dropped = torch.rand(BATCH, generator=generator) < CAPTION_DROPOUT
+        return Batch(index, flow.interpolate(x0, noise, t), t, dropped, draw_scales(BATCH, generator))
+
+
+@dataclass(frozen=True)
 class OwnStates:
     """N clips that the network itself sampled: indices and guidance scales (N,), times (K,), states (K, N, C, T, H, W)."""
 
@@ -106,20 +127,25 @@ class OwnStates:
         condition = tell(index, torch.zeros(clips, dtype=torch.bool), scale)
         places = 1 - (torch.arange(OWN_STEPS) + torch.rand(OWN_STEPS, generator=generator)) / OWN_STEPS
         times = flow.shift(torch.cat([torch.ones(1), places[1:]]), SHIFT)
-        states = [torch.randn(clips, *model.latent_shape, generator=generator)]
-        for t, s in pairwise(times):
-            states.append(states[-1] + (s - t) * model.velocity(states[-1], t.expand(clips), condition))
+        states: list[torch.Tensor] = []
+
+        def velocity(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            states.append(x)
+            return model.velocity(x, t.expand(clips), condition)
+
+        states.append(euler(velocity, torch.randn(clips, *model.latent_shape, generator=generator), times))
         return OwnStates(index, scale, times, torch.stack(states))
 
-    def put_into(self, index, x_t, t, dropped, scale, generator: torch.Generator) -> None:
-        """Replace the first N clips of a batch by one state of each clip."""
+    def put_into(self, batch: Batch, generator: torch.Generator) -> None:
+        """Replace its first N clips by one state of each of these."""
         clips = len(self.index)
         moment = torch.randint(len(self.times), (clips,), generator=generator)
-        index[:clips], scale[:clips], dropped[:clips] = self.index, self.scale, False
-        x_t[:clips], t[:clips] = self.states[moment, torch.arange(clips)], self.times[moment]
+        batch.index[:clips], batch.scale[:clips], batch.dropped[:clips] = self.index, self.scale, False
+        batch.x_t[:clips], batch.t[:clips] = self.states[moment, torch.arange(clips)], self.times[moment]
 
 
 def draw_scales(clips: int, generator: torch.Generator) -> torch.Tensor:
+    """Guidance scales (clips,): the share `GUIDED` uniform in `GUIDANCE`, the others 1."""
     drawn = GUIDANCE[0] + (GUIDANCE[1] - GUIDANCE[0]) * torch.rand(clips, generator=generator)
     return torch.where(torch.rand(clips, generator=generator) < GUIDED, drawn, torch.ones(clips))
 
@@ -142,12 +168,12 @@ def train(
     steps: int = STEPS,
     report_every: int = 25,
     *,
-    own: float = 0.0,
+    continued: bool = False,
 ) -> Hunyuan:
     """Train to `steps`, resuming from `folder/dit-checkpoint.safetensors`; returns the EMA model.
 
-    `data` holds the guide's latents of the first N training clips, `video` and `image`, both (N, 16, 5, 8, 8); `own`: share
-    of a batch that are states of the network's own sampling. Appends to `folder/dit-log.jsonl`.
+    `data` holds the guide's latents of the first N training clips, `video` and `image`, both (N, 16, 5, 8, 8). A network
+    whose training is `continued` learns at a lower rate, from own states too. Appends to `folder/dit-log.jsonl`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     count = len(data["video"])
@@ -158,6 +184,7 @@ def train(
     optimizers = _optimizers(model)
     shadow = {k: v.clone() for k, v in model.transformer.state_dict().items()}
     depth, mine = StochasticDepth(model.blocks, BATCH, BLOCK_DROP), None
+    peak = CONTINUED_LR if continued else 1.0
 
     def tell(index: torch.Tensor, dropped: torch.Tensor, scale: torch.Tensor) -> Condition:
         text, mask, pooled = (
@@ -174,32 +201,26 @@ def train(
     log = TrainingLog(folder / "dit-log.jsonl", "denoiser", steps)
     for step in range(first, steps):
         generator = torch.Generator().manual_seed(SEED * 1_000_003 + step)  # each step its own: resuming needs no state
-        index = torch.randint(count, (BATCH,), generator=generator)
-        x0 = data["video"][index].float()
-        noise = torch.randn(x0.shape, generator=generator)
-        t = flow.shift(torch.rand(BATCH, generator=generator), SHIFT)
-        dropped = torch.rand(BATCH, generator=generator) < CAPTION_DROPOUT
-        scale = draw_scales(BATCH, generator)
-        x_t = flow.interpolate(x0, noise, t)
-        if own:
+        batch = Batch.draw(data["video"], generator)
+        if continued:
             if mine is None or step % OWN_STEPS == 0:
                 depth.rest()
-                mine = OwnStates.sample(model, tell, count, round(own * BATCH), generator)
-            mine.put_into(index, x_t, t, dropped, scale, generator)
+                mine = OwnStates.sample(model, tell, count, round(OWN_SHARE * BATCH), generator)
+            mine.put_into(batch, generator)
 
-        image = torch.cat([given.expand(BATCH, -1, -1, -1, -1), data["image"][index].float()], dim=1)
+        image = torch.cat([given.expand(BATCH, -1, -1, -1, -1), data["image"][batch.index].float()], dim=1)
         with torch.no_grad():
-            shown = Condition(read["guide"][index], read["negative_guide"], image)
-            target = guided_target(guide, x_t, t, shown, dropped, scale)
+            shown = Condition(read["guide"][batch.index], read["negative_guide"], image)
+            target = guided_target(guide, batch.x_t, batch.t, shown, batch.dropped, batch.scale)
         depth.draw(generator)
-        velocity = model.velocity(x_t, t, tell(index, dropped, scale))
+        velocity = model.velocity(batch.x_t, batch.t, tell(batch.index, batch.dropped, batch.scale))
         loss = (velocity - target)[:, :, 1:].pow(2).mean()  # the first latent frame is known
 
         for optimizer in optimizers.values():
             optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(model.transformer.parameters(), 1.0)
-        factor = (ON if own else 1.0) * min(1.0, (step + 1) / 100, (steps - step) / (DECAY * steps))
+        factor = peak * min(1.0, (step + 1) / 100, (steps - step) / (DECAY * steps))
         for optimizer, lr in zip(optimizers.values(), (MUON_LR, ADAM_LR), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = lr * factor

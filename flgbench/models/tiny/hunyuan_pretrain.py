@@ -102,11 +102,11 @@ def train_denoiser(work: Path) -> None:
     """The denoiser in `work`, to the end."""
     torch.set_num_threads(1)
     model = hunyuan.build(hunyuan_vae.build(), hunyuan_text.train(work))
-    if (start := _start(work, "transformer")) is not None:
+    start = _start(work, "transformer")
+    if start is not None:
         model.transformer.load_state_dict(start)
-        hunyuan.train(model, _guide(), _guide_latents(work), work, hunyuan.ON_STEPS, own=hunyuan.OWN)
-    else:
-        hunyuan.train(model, _guide(), _guide_latents(work), work)
+    steps = hunyuan.STEPS if start is None else hunyuan.CONTINUED_STEPS
+    hunyuan.train(model, _guide(), _guide_latents(work), work, steps, continued=start is not None)
 
 
 def load_trained(work: Path) -> Hunyuan:
@@ -133,14 +133,14 @@ def export(model: Hunyuan, work: Path, folder: Path) -> None:
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     write_folder(model, FlowMatchEulerDiscreteScheduler(shift=hunyuan.SHIFT), partial)
-    on = (work / START).exists()
+    continued = (work / START).exists()
     recipe: dict[str, Any] = {
         "guide": {"model": "wanx tiny", "sha256": sha256(WanXFamily().folder("tiny") / HASHES)},
         "vae": {
             "config": hunyuan_vae.CONFIG,
             "steps": hunyuan_vae.STEPS,
             "trained": _steps_done(work, "vae"),
-            "phases": hunyuan_vae.PHASES,
+            "phases": hunyuan_vae.PHASES[-1:] if continued else hunyuan_vae.PHASES,
             "seed": hunyuan_vae.SEED,
         },
         "text": {
@@ -153,7 +153,7 @@ def export(model: Hunyuan, work: Path, folder: Path) -> None:
         },
         "transformer": hunyuan.TRANSFORMER,
         "training": {
-            "steps": hunyuan.ON_STEPS if on else hunyuan.STEPS,
+            "steps": hunyuan.CONTINUED_STEPS if continued else hunyuan.STEPS,
             "trained": _steps_done(work, "dit"),
             "clips": CLIPS,
             "batch": hunyuan.BATCH,
@@ -169,8 +169,9 @@ def export(model: Hunyuan, work: Path, folder: Path) -> None:
         },
         "command": "flgbench pretrain --model hunyuan",
     }
-    if on:
-        recipe["training"] |= {"own_states": hunyuan.OWN, "own_steps": hunyuan.OWN_STEPS, "lr_share": hunyuan.ON}
+    if continued:
+        own = {"own_states": hunyuan.OWN_SHARE, "own_steps": hunyuan.OWN_STEPS, "lr_share": hunyuan.CONTINUED_LR}
+        recipe["training"] |= own
         recipe["command"] += " --continue-from FOLDER"
         recipe["continued_from"] = json.loads((work / "start-recipe.json").read_text())
     (partial / "recipe.json").write_text(json.dumps(recipe, indent=1) + "\n")
