@@ -516,8 +516,13 @@ def test_the_verb_makes_a_teacher(flgbench: Flgbench, tiny_model, tmp_path: Path
     assert told["continued_from"]["training"]["trained"] == 2 and "--continue-from" in told["command"]
     assert (told["training"]["steps"], told["training"]["own_states"]) == (2, recipe.OWN_SHARE)
     assert (further / "start-dit-log.jsonl").read_text() == (folder / "dit-log.jsonl").read_text()
-    begun = hunyuan_pretrain._start(on, "transformer")
-    assert begun is not None and all(torch.equal(begun[k], v) for k, v in loaded.transformer.state_dict().items())
+    assert told["training"]["seed"] == 1 + told["continued_from"]["training"]["seed"]
+    for part, module in {"transformer": loaded.transformer, "vae": loaded.vae}.items():
+        begun = hunyuan_pretrain._under(on / hunyuan_pretrain.START, f"{part}/")
+        assert all(torch.equal(begun[k], v) for k, v in module.state_dict().items())
+    kept = hunyuan_pretrain.load_trained(on).vae
+    assert all(torch.equal(a, b) for a, b in zip(kept.parameters(), loaded.vae.parameters(), strict=True))
+    assert (further / "vae-log.jsonl").read_text() == (folder / "vae-log.jsonl").read_text()
     assert_refused(flgbench("pretrain", "--model", "hunyuan", "--gates", "--target", str(work)), "no teacher in")
 
 

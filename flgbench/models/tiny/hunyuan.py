@@ -9,7 +9,7 @@ with g = 1 for half of the clips and uniform for the rest. One training so gives
 velocity (g = 1) and an unconditional branch. A teacher's velocity has none of the noise of a flow-matching target: this
 takes far fewer steps than pretraining on clips alone.
 
-A teacher that is trained on meets its own mistakes too: half of a batch then are states of its own sampling, where the
+A teacher that is trained on meets its own mistakes too: two thirds of a batch then are states of its own sampling, where the
 guide tells it the way back (as DAgger, Ross et al. 2011). Noised real clips never show it an object that came out faint.
 
 Hidden matrices are trained with Muon, everything else with AdamW; the learning rate is constant and falls to zero over
@@ -46,7 +46,7 @@ GUIDED, GUIDANCE = 0.5, (1.0, 3.0)  # share of the clips with g above 1, and the
 BLOCK_DROP = 0.1  # probability that an inner block is bypassed, for each clip
 BATCH, STEPS, MUON_LR, ADAM_LR, EMA_DECAY, SEED = 24, 5000, 2e-3, 1e-3, 0.99, 0
 # Of a network that is trained on: steps, share of the learning rates, share of own states, steps of their sampling.
-CONTINUED_STEPS, CONTINUED_LR, OWN_SHARE, OWN_STEPS = 1900, 0.4, 0.5, 16
+CONTINUED_STEPS, CONTINUED_LR, OWN_SHARE, OWN_STEPS = 4000, 0.4, 2 / 3, 16
 DECAY = 0.5  # share of the steps over which the learning rate falls to zero
 CHECKPOINT_EVERY = 50
 
@@ -169,6 +169,7 @@ def train(
     report_every: int = 25,
     *,
     continued: bool = False,
+    seed: int = SEED,
 ) -> Hunyuan:
     """Train to `steps`, resuming from `folder/dit-checkpoint.safetensors`; returns the EMA model.
 
@@ -200,7 +201,7 @@ def train(
         first = int(scalars["step"])
     log = TrainingLog(folder / "dit-log.jsonl", "denoiser", steps)
     for step in range(first, steps):
-        generator = torch.Generator().manual_seed(SEED * 1_000_003 + step)  # each step its own: resuming needs no state
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)  # each step its own: resuming needs no state
         batch = Batch.draw(data["video"], generator)
         if continued:
             if mine is None or step % OWN_STEPS == 0:

@@ -1,7 +1,8 @@
 """Make the tiny hunyuan teacher: text encoders, then denoiser and autoencoder, then the diffusers folder.
 
 It needs the tiny wanx teacher, whose latent space and whose velocities it learns. Every part resumes from the work folder,
-so an interrupted pretraining continues with the same command. Given two cores, autoencoder and denoiser train side by side.
+so an interrupted pretraining continues with the same command. Given two cores, autoencoder and denoiser train side by side;
+a denoiser that is trained on has both.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from flgbench.store import sha256
 
 CLIPS = 4096
 START = "start.safetensors"
+VAE_CHECKPOINT = "vae-checkpoint.safetensors"
 
 
 def load(folder: Path) -> Hunyuan:
@@ -39,7 +41,9 @@ def pretrain(work: Path, processes: int) -> Hunyuan:
     work.mkdir(parents=True, exist_ok=True)
     _guide_latents(work)
     hunyuan_text.train(work)
-    if processes > 1:
+    if (work / START).exists():
+        train_denoiser(work, threads=processes)
+    elif processes > 1:
         context = multiprocessing.get_context("spawn")
         beside = context.Process(target=train_vae, args=(work,), daemon=True)
         beside.start()
@@ -54,7 +58,7 @@ def pretrain(work: Path, processes: int) -> Hunyuan:
 
 
 def start_from(weights: Path, work: Path) -> None:
-    """Let the pretraining in `work` go on from a teacher's folder: all its parts are trained on but the text encoders.
+    """Let the pretraining in `work` go on from a teacher's folder: its denoiser is trained on, the other parts stay.
 
     What the teacher was told by its own recipe is kept beside it. Does nothing in a work folder that has begun already.
     """
@@ -63,18 +67,23 @@ def start_from(weights: Path, work: Path) -> None:
     work.mkdir(parents=True, exist_ok=True)
     model = Hunyuan.load(weights)
     hunyuan_text.save(model.reader, work)
-    shutil.copy(weights / "text-log.jsonl", work)
     shutil.copy(weights / "recipe.json", work / "start-recipe.json")
     for log in weights.glob("*-log.jsonl"):
-        if log.name != "text-log.jsonl":
-            shutil.copy(log, work / f"start-{log.name}")
+        shutil.copy(log, work / (f"start-{log.name}" if log.name.endswith("dit-log.jsonl") else log.name))
     parts = {"vae": model.vae, "transformer": model.transformer}
     weights_of = {f"{name}/{k}": v.clone() for name, module in parts.items() for k, v in module.state_dict().items()}
     save_file(weights_of, work / START)
 
 
-def _start(work: Path, part: str) -> dict[str, torch.Tensor] | None:
-    return _under(work / START, f"{part}/") if (work / START).exists() else None
+def _recipe_before(work: Path) -> dict[str, Any] | None:
+    """The recipe of the teacher that is trained on in `work`, or None."""
+    path = work / "start-recipe.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _seed(before: dict[str, Any] | None) -> int:
+    """Of the denoiser's training: how many came before it, so none sees the clips and the noise of another."""
+    return hunyuan.SEED if before is None else 1 + _seed(before.get("continued_from"))
 
 
 def _guide() -> WanX:
@@ -95,24 +104,26 @@ def _guide_latents(work: Path) -> dict[str, torch.Tensor]:
 def train_vae(work: Path) -> None:
     """The autoencoder in `work`, to the end."""
     torch.set_num_threads(1)
-    hunyuan_vae.train(_guide_latents(work)["video"], work, start=_start(work, "vae"))
+    hunyuan_vae.train(_guide_latents(work)["video"], work)
 
 
-def train_denoiser(work: Path) -> None:
+def train_denoiser(work: Path, threads: int = 1) -> None:
     """The denoiser in `work`, to the end."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     model = hunyuan.build(hunyuan_vae.build(), hunyuan_text.train(work))
-    start = _start(work, "transformer")
-    if start is not None:
-        model.transformer.load_state_dict(start)
-    steps = hunyuan.STEPS if start is None else hunyuan.CONTINUED_STEPS
-    hunyuan.train(model, _guide(), _guide_latents(work), work, steps, continued=start is not None)
+    before = _recipe_before(work)
+    if before is not None:
+        model.transformer.load_state_dict(_under(work / START, "transformer/"))
+    steps = hunyuan.STEPS if before is None else hunyuan.CONTINUED_STEPS
+    data = _guide_latents(work)
+    hunyuan.train(model, _guide(), data, work, steps, continued=before is not None, seed=_seed(before))
 
 
 def load_trained(work: Path) -> Hunyuan:
     """The EMA model of the latest checkpoints in `work`."""
     vae = hunyuan_vae.build()
-    vae.load_state_dict(_under(work / "vae-checkpoint.safetensors", "module/vae/"))
+    started = (work / START).exists()
+    vae.load_state_dict(_under(work / START, "vae/") if started else _under(work / VAE_CHECKPOINT, "module/vae/"))
     model = hunyuan.build(vae.requires_grad_(False).eval(), hunyuan_text.train(work))
     return hunyuan.with_weights(model, _under(work / "dit-checkpoint.safetensors", "tensor/"))
 
@@ -121,8 +132,8 @@ def _under(path: Path, prefix: str) -> dict[str, torch.Tensor]:
     return {k.removeprefix(prefix): v for k, v in load_file(path).items() if k.startswith(prefix)}
 
 
-def _steps_done(work: Path, part: str) -> int:
-    return int(load_file(work / f"{part}-checkpoint.safetensors")["scalar/step"].item())
+def _steps_done(checkpoint: Path) -> int:
+    return int(load_file(checkpoint)["scalar/step"].item())
 
 
 def export(model: Hunyuan, work: Path, folder: Path) -> None:
@@ -133,14 +144,16 @@ def export(model: Hunyuan, work: Path, folder: Path) -> None:
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     write_folder(model, FlowMatchEulerDiscreteScheduler(shift=hunyuan.SHIFT), partial)
-    continued = (work / START).exists()
+    before = _recipe_before(work)
     recipe: dict[str, Any] = {
         "guide": {"model": "wanx tiny", "sha256": sha256(WanXFamily().folder("tiny") / HASHES)},
-        "vae": {
+        "vae": before["vae"]
+        if before
+        else {
             "config": hunyuan_vae.CONFIG,
             "steps": hunyuan_vae.STEPS,
-            "trained": _steps_done(work, "vae"),
-            "phases": hunyuan_vae.PHASES[-1:] if continued else hunyuan_vae.PHASES,
+            "trained": _steps_done(work / VAE_CHECKPOINT),
+            "phases": hunyuan_vae.PHASES,
             "seed": hunyuan_vae.SEED,
         },
         "text": {
@@ -153,8 +166,8 @@ def export(model: Hunyuan, work: Path, folder: Path) -> None:
         },
         "transformer": hunyuan.TRANSFORMER,
         "training": {
-            "steps": hunyuan.CONTINUED_STEPS if continued else hunyuan.STEPS,
-            "trained": _steps_done(work, "dit"),
+            "steps": hunyuan.CONTINUED_STEPS if before else hunyuan.STEPS,
+            "trained": _steps_done(work / "dit-checkpoint.safetensors"),
             "clips": CLIPS,
             "batch": hunyuan.BATCH,
             "muon_lr": hunyuan.MUON_LR,
@@ -165,15 +178,15 @@ def export(model: Hunyuan, work: Path, folder: Path) -> None:
             "block_drop": hunyuan.BLOCK_DROP,
             "guided": hunyuan.GUIDED,
             "guidance": hunyuan.GUIDANCE,
-            "seed": hunyuan.SEED,
+            "seed": _seed(before),
         },
         "command": "flgbench pretrain --model hunyuan",
     }
-    if continued:
+    if before:
         own = {"own_states": hunyuan.OWN_SHARE, "own_steps": hunyuan.OWN_STEPS, "lr_share": hunyuan.CONTINUED_LR}
         recipe["training"] |= own
         recipe["command"] += " --continue-from FOLDER"
-        recipe["continued_from"] = json.loads((work / "start-recipe.json").read_text())
+        recipe["continued_from"] = before
     (partial / "recipe.json").write_text(json.dumps(recipe, indent=1) + "\n")
     for log in sorted(work.glob("*-log.jsonl")):
         shutil.copy(log, partial / log.name)

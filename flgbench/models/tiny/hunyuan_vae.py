@@ -3,14 +3,12 @@
 Its latent space is that of tiny wanx: the encoder regresses wanx's latents of the same clips, the decoder learns to see
 through them. So both halves learn at once, each from a known partner, and the denoiser need not wait for either.
 The decoder's loss is that of wanx's autoencoder: squared and absolute errors, weighted towards saturated pixels because
-the objects are few of them. It sees 32x32 windows first, then whole frames, whose statistics the group norms take; one that
-is trained on sees whole frames from its first step.
+the objects are few of them. It sees 32x32 windows first, then whole frames, whose statistics the group norms take.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -70,8 +68,6 @@ def train(
     folder: Path,
     steps: int = STEPS,
     report_every: int = 25,
-    *,
-    start: Mapping[str, torch.Tensor] | None = None,
 ) -> AutoencoderKLHunyuanVideo:
     """Train to `steps`, resuming from `folder/vae-checkpoint.safetensors`; appends to `folder/vae-log.jsonl`.
 
@@ -79,8 +75,6 @@ def train(
     """
     folder.mkdir(parents=True, exist_ok=True)
     vae = build()
-    if start is not None:
-        vae.load_state_dict(start)
     kernels = [p for p in vae.parameters() if p.ndim >= 4 and len(p) >= 8 and p.numel() > 1000]
     chosen = {id(p) for p in kernels}
     optimizers = [
@@ -94,7 +88,7 @@ def train(
     log = TrainingLog(folder / "vae-log.jsonl", "autoencoder", steps)
     for step in range(first, steps):
         rng, progress = np.random.default_rng([SEED, step]), step / steps
-        _, side, clips = next(p for p in PHASES if progress < p[0]) if start is None else PHASES[-1]
+        _, side, clips = next(p for p in PHASES if progress < p[0])
         index = rng.integers(0, len(latents), clips)
         factors = shapes.draw_factors("train", index)
         video, known = shapes.render(factors), latents[torch.as_tensor(index)].float()
