@@ -34,7 +34,7 @@ class TrainingLog:
             file.write(json.dumps(line) + "\n")
         if self.bar:
             self.bar.update(self.task, completed=step, description=f"{self.title} loss {values['loss']:.4f}")
-        elif time.monotonic() - self.said > PLAIN_EVERY:
+        elif time.monotonic() - self.said > PLAIN_EVERY or step == self.total:
             self.said = time.monotonic()
             print(f"{self.title} {step}/{self.total} loss {values['loss']:.4f}", file=sys.stderr, flush=True)
 

@@ -20,8 +20,9 @@ from flgbench.models.tiny.gates import TEACHER_GATES
 from flgbench.shipped import HASHES
 from flgbench.store import sha256
 
-FOLDER = WanXFamily().folder("tiny")
-GATES = json.loads((FOLDER / "gates.json").read_text())
+GATES, HUNYUAN_GATES = (
+    json.loads((family().folder("tiny") / "gates.json").read_text()) for family in (WanXFamily, HunyuanFamily)
+)
 
 
 @pytest.mark.parametrize(("family", "conditions"), [("wanx", 256), ("hunyuan", 256), ("hunyuan-ati2v", 32)])
@@ -34,8 +35,9 @@ def test_the_gates_were_measured_on_the_shipped_weights(family: str, conditions:
 
 
 @pytest.mark.parametrize("gate", GATES["gates"])
-def test_the_shipped_teacher_passes(gate: str) -> None:
-    found = GATES["gates"][gate]
+@pytest.mark.parametrize("measured", [GATES, HUNYUAN_GATES], ids=["wanx", "hunyuan"])
+def test_the_shipped_teacher_passes(measured: dict, gate: str) -> None:
+    found = measured["gates"][gate]
     assert found["passed"], f"{gate}: {found['value']:.3f}, wanted {found['limit']}"
 
 

@@ -265,9 +265,9 @@ def test_the_recipe_makes_a_teacher_that_hears(taught: Path, installed: Path, pl
 def test_training_looks_where_the_sound_shows() -> None:
     video, silent = torch.zeros(2, 16, 5, 8, 8), torch.zeros(2, 16, 5, 8, 8)
     video[0, :, 2, 3, 3] = 1.0
-    found = recipe.emphasis(video, silent)
+    found = recipe.emphasis(video, silent, 4.0)
     assert torch.equal(found[1], torch.ones_like(found[1]))  # nothing to see anywhere
-    assert found[0, 0, 2, 3, 3] / found[0, 0, 0, 0, 0] == pytest.approx(recipe.EMPHASIS)
+    assert found[0, 0, 2, 3, 3] / found[0, 0, 0, 0, 0] == pytest.approx(4.0)
     torch.testing.assert_close(found.mean((1, 2, 3, 4)), torch.ones(2))
 
 

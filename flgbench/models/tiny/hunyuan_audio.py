@@ -27,7 +27,7 @@ from flgbench.data.captions import captions_of
 from flgbench.models.base import Condition
 from flgbench.models.hunyuan import Hunyuan
 from flgbench.models.hunyuan_audio import HearingHunyuan
-from flgbench.models.tiny.hunyuan import CAPTION_DROPOUT, GUIDANCE, GUIDED, SHIFT
+from flgbench.models.tiny.hunyuan import CAPTION_DROPOUT, GUIDANCE, GUIDED, SHIFT, emphasis
 from flgbench.models.wanx import WanX
 from flgbench.training_log import TrainingLog
 
@@ -75,14 +75,6 @@ def encode_clips(plain: Hunyuan, guide: WanX, count: int, path: Path, batch: int
     save_file(data, path.with_suffix(".partial"))
     path.with_suffix(".partial").replace(path)
     return data
-
-
-def emphasis(video: torch.Tensor, silent: torch.Tensor) -> torch.Tensor:
-    """Weights (B, 1, T, H, W) of mean 1: in proportion to how far the latents are apart, over a constant."""
-    apart = (video - silent).pow(2).mean(1, keepdim=True)
-    share = apart / apart.amax((2, 3, 4), keepdim=True).clamp(min=1e-6)
-    weights = 1 + (EMPHASIS - 1) * share
-    return weights / weights.mean((1, 2, 3, 4), keepdim=True)
 
 
 @torch.no_grad()
@@ -176,7 +168,7 @@ def _loss(
     heard = data["sound"][index].float()
     heard[silent] = 0
     velocity = model.velocity(x_t, t, model.with_inputs(condition, {"sound": heard}))
-    error = (velocity - due).pow(2) * emphasis(x0, still)
+    error = (velocity - due).pow(2) * emphasis(x0, still, EMPHASIS)
     return error[:, :, 1:].mean()  # the first latent frame is known
 
 

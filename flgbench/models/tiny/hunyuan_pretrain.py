@@ -175,6 +175,7 @@ def export(model: Hunyuan, work: Path, folder: Path) -> None:
             "ema": hunyuan.EMA_DECAY,
             "shift": hunyuan.SHIFT,
             "caption_dropout": hunyuan.CAPTION_DROPOUT,
+            "emphasis": hunyuan.EMPHASIS,
             "block_drop": hunyuan.BLOCK_DROP,
             "guided": hunyuan.GUIDED,
             "guidance": hunyuan.GUIDANCE,
