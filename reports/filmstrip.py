@@ -100,7 +100,7 @@ def speed_line(run: RunData, cell: Cell) -> str:
     if cell.kind == "reference":
         parts.append("reference")
     elif (ratio := speedups(run, cell).denoise).value is not None:
-        parts.append(f"{times(ratio.value)} faster")
+        parts.append(f"{times(ratio.value)} {'faster' if ratio.value >= 1 else 'the speed'}")
     return " · ".join(parts)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from report_runs import make_run, read_csv, rewritten
 
 from flgbench.metrics.stats import mcnemar
-from reports import build_all, comparisons, main_table, paper_numbers, paper_tables, pareto, trainings, waterfall
+from reports import build_all, comparisons, filmstrip, main_table, paper_numbers, paper_tables, pareto, trainings, waterfall
 from reports.aggregates import estimate, median_interval, speedups, verdict
 from reports.data import RunData, load_run
 from reports.style import looks
@@ -45,6 +46,16 @@ def test_table_equals_direct_computation(folder: Path, index: Path) -> None:
     assert float(table.loc["fastlightgen", "denoise_s"]) == pytest.approx(seconds["fastlightgen"].median())
     assert float(table.loc["fastlightgen", "nominal"]) == pytest.approx(50 * 2 / (4 * 0.7))
     assert float(table.loc["euler-4", "nominal"]) == pytest.approx(12.5)
+
+
+def test_a_slower_cell_is_not_called_faster(folder: Path, tmp_path: Path) -> None:
+    slow = tmp_path / "slow"
+    shutil.copytree(folder, slow)
+    table = pd.read_parquet(slow / "results.parquet")
+    chosen = (table.cell == "fastlightgen") & (table.metric == "denoise_s")
+    table.assign(value=table.value.mask(chosen, table.value * 100)).to_parquet(slow / "results.parquet")
+    for run, ending in ((load_run(folder), "× faster"), (load_run(slow), "× the speed")):
+        assert filmstrip.speed_line(run, run.cell("fastlightgen")).endswith(ending)
 
 
 def test_intervals_cover_a_known_median() -> None:
