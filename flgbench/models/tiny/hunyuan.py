@@ -184,7 +184,8 @@ def train(
     """Train to `steps`, resuming from `folder/dit-checkpoint.safetensors`; returns the EMA model.
 
     `data` holds the guide's latents of the first N training clips, `video` and `image`, both (N, 16, 5, 8, 8). A network
-    whose training is `continued` learns at a lower rate, from own states too. Appends to `folder/dit-log.jsonl`.
+    whose training is `continued` learns at a lower rate, from own states too; `seed` draws clips, noise and times.
+    Appends to `folder/dit-log.jsonl`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     count = len(data["video"])
