@@ -77,8 +77,7 @@ def start_from(weights: Path, work: Path) -> None:
 
 def _recipe_before(work: Path) -> dict[str, Any] | None:
     """The recipe of the teacher that is trained on in `work`, or None."""
-    path = work / "start-recipe.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    return json.loads((work / "start-recipe.json").read_text()) if (work / START).exists() else None
 
 
 def _seed(before: dict[str, Any] | None) -> int:
