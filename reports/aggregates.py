@@ -1,9 +1,9 @@
 """Numbers derived from the tidy table: estimates with intervals, speed-ups, verdicts. Pure functions of `RunData`.
 
-Intervals are at 95 %. Per-sample metrics are bootstrapped over conditions (BCa); latencies are medians with the
-distribution-free interval of order statistics; speed-ups are paired by condition (geometric mean, t-interval on log
-ratios). Bootstraps cost time, so `estimate`, `speedups` and `verdict` remember their answers in `RunData.memory`.
-A missing number stays missing, with its reason.
+Intervals are at 95 %. Per-sample metrics are bootstrapped over conditions (BCa), differences of shares are Agresti and
+Coull's; latencies are medians with the distribution-free interval of order statistics; speed-ups are paired by condition
+(geometric mean, t-interval on log ratios). Bootstraps cost time, so `estimate`, `speedups` and `verdict` remember their
+answers in `RunData.memory`. A missing number stays missing, with its reason.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
+from itertools import count
 from typing import Literal, ParamSpec, TypeVar, cast
 
 import numpy as np
 import pandas as pd
 
-from flgbench.metrics.stats import Interval, bootstrap_difference, bootstrap_mean, speedup
+from flgbench.metrics.stats import Interval, bootstrap_mean, bounded_mean, mean_difference, speedup
 from reports.catalogue import HEADLINE, LATENCY_KEYS, times
 from reports.data import Cell, RunData
 
@@ -179,11 +180,11 @@ def ninth_decile(run: RunData, cell: str, metric: str) -> Estimate:
 
 
 def paired(run: RunData, cell: str, reference: str, metric: str, of_reference: str | None = None) -> pd.DataFrame:
-    """Rows where both have a number: columns condition, sample, value, reference."""
+    """Rows where both have a number: columns condition, sample, unit, value, reference."""
     mine = rows(run, cell, metric)
     theirs = rows(run, reference, of_reference or metric)
     keys = ["condition", "sample"]
-    left = mine[mine["status"] == "ok"][[*keys, "value"]]
+    left = mine[mine["status"] == "ok"][[*keys, "unit", "value"]]
     right = theirs[theirs["status"] == "ok"][[*keys, "value"]].rename(columns={"value": "reference"})
     return left.merge(right, on=keys, validate="one_to_one")
 
@@ -192,10 +193,14 @@ def paired(run: RunData, cell: str, reference: str, metric: str, of_reference: s
 def paired_difference(run: RunData, cell: str, other: str, metric: str) -> Interval | None:
     """`metric` of `cell` minus that of `other`, paired and clustered by condition; None below two conditions in common."""
     pairs = paired(run, cell, other, metric)
-    if pairs["condition"].nunique() < 2:
-        return None
-    condition = pairs["condition"].to_numpy(int)
-    return bootstrap_difference(pairs["value"].to_numpy(float), condition, pairs["reference"].to_numpy(float), condition)
+    return difference_of(pairs) if pairs["condition"].nunique() > 1 else None
+
+
+def difference_of(pairs: pd.DataFrame) -> Interval:
+    """Mean of value − reference, of the rows that `paired` finds."""
+    value, reference = (pairs[name].to_numpy(float) for name in ("value", "reference"))
+    condition, share = pairs["condition"].to_numpy(int), bool((pairs["unit"] == "share").all())
+    return mean_difference(value, condition, reference, condition, share=share)
 
 
 def _measured_ratio(run: RunData, cell: Cell, metric: str, of_reference: str | None = None) -> Ratio:
@@ -274,6 +279,11 @@ def verdict(run: RunData, cell: Cell) -> Verdict:
     if speed.low is None or speed.low <= 1:
         return Verdict("indistinguishable", f"{spoken}: kept, but not shown to be faster ({speed.text()})", difference)
     return Verdict("wins", f"{spoken}: at least 99 % of the reference, {speed.text()} faster", difference)
+
+
+def conditions_to_win(reference: float) -> int:
+    """So many conditions the difference needs to be sure of 99 % of the reference's share, where no pair differs."""
+    return next(n for n in count(2) if bounded_mean(np.zeros(n), (-1, 1)).low >= -(1 - KEEP) * reference)
 
 
 def less_diverse(run: RunData, cell: Cell, reference: Cell) -> str:

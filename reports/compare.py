@@ -12,9 +12,9 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from flgbench.metrics.stats import Interval, bootstrap_difference, holm, mcnemar, speedup
+from flgbench.metrics.stats import Interval, holm, mcnemar, speedup
 from reports import main_table
-from reports.aggregates import estimate, paired, rows
+from reports.aggregates import difference_of, estimate, paired, rows
 from reports.catalogue import BY_KEY, HEADLINE, Shown, times
 from reports.comparable import A, B, Pair, check, hardware_apart, pairs, told, why_not
 from reports.data import Cell, RunData
@@ -117,7 +117,7 @@ def _difference(a: RunData, b: RunData, pair: Pair, s: Shown) -> Entry:
     both = across(a, b, name, s.key)
     if both["condition"].nunique() < 2:
         return Entry(note="fewer than two conditions in common")
-    found = _paired_difference(both)
+    found = difference_of(both)
     low, high = (_signed(s, x) if math.isfinite(x) else "" for x in (found.low, found.high))
     return Entry(_signed(s, found.value), found.value, found.low, found.high, low, high, found.n)
 
@@ -135,18 +135,13 @@ def _whole_difference(a: RunData, b: RunData, pair: Pair, s: Shown) -> Entry:
 
 
 def across(a: RunData, b: RunData, cell: str, metric: str) -> pd.DataFrame:
-    """Rows where both runs have a finite number: columns condition, sample, value (B's), reference (A's)."""
+    """Rows where both runs have a finite number: columns condition, sample, unit, value (B's), reference (A's)."""
     keys = ["condition", "sample"]
     left, right = (
         r[(r["status"] == "ok") & np.isfinite(r["value"])] for r in (rows(b, cell, metric), rows(a, cell, metric))
     )
     renamed = right[[*keys, "value"]].rename(columns={"value": "reference"})
-    return left[[*keys, "value"]].merge(renamed, on=keys, validate="one_to_one")
-
-
-def _paired_difference(both: pd.DataFrame) -> Interval:
-    conditions = both["condition"].to_numpy(int)
-    return bootstrap_difference(both["value"].to_numpy(float), conditions, both["reference"].to_numpy(float), conditions)
+    return left[[*keys, "unit", "value"]].merge(renamed, on=keys, validate="one_to_one")
 
 
 def _adjust(a: RunData, b: RunData, found: list[Pair], made: list[Row]) -> None:

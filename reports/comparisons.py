@@ -1,6 +1,6 @@
 """Who differs from whom: joint accuracy paired by condition, against the teacher and against its few Euler steps.
 
-Differences have the bootstrap's interval over conditions. Each p-value is McNemar's exact test on one sample a condition,
+Differences have Agresti and Coull's interval over conditions. Each p-value is McNemar's exact test on one sample a condition,
 adjusted by Holm for all rows that are compared with the same opponent.
 """
 

@@ -10,8 +10,19 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from reports.aggregates import Estimate, Ratio, estimate, ninth_decile, ordered_cells, speedups, units, verdict
-from reports.catalogue import ACCURACY, BY_KEY, DIVERSITY, IMAGE, JUDGED, MOTION, SOUND, SUITE, Shown, times
+from reports.aggregates import (
+    Estimate,
+    Ratio,
+    conditions_to_win,
+    estimate,
+    ninth_decile,
+    ordered_cells,
+    rows,
+    speedups,
+    units,
+    verdict,
+)
+from reports.catalogue import ACCURACY, BY_KEY, DIVERSITY, HEADLINE, IMAGE, JUDGED, MOTION, SOUND, SUITE, Shown, times
 from reports.data import Cell, RunData
 from reports.tables import Column, Entry, Rank, Row, Table, write
 
@@ -58,6 +69,7 @@ def accuracy(run: RunData) -> Table:
         " Verdict: 'wins' only when the paired interval of the joint accuracy lies at or above 99 % of the reference "
         "and the denoise speed-up's above 1; 'below' when it lies under 99 %, or seeds of one condition differ less."
     )
+    legend += _too_few(run)
     caption = "Accuracy against the known truth: share of samples with every captioned factor right."
     return _ranked("accuracy", "Accuracy", caption, columns, rows, list(ACCURACY), legend)
 
@@ -157,6 +169,17 @@ def speed(run: RunData) -> Table:
 
 def _legend(run: RunData) -> str:
     return f"{RANKS} Brackets: 95 % intervals, clustered by condition; {units(run)}."
+
+
+def _too_few(run: RunData) -> str:
+    """Says that no method can win, where the run has fewer conditions than that takes; or ''."""
+    known = estimate(run, run.reference.cell, HEADLINE).value if run.reference else None
+    if not known or run.reference is None:
+        return ""
+    found = rows(run, run.reference.cell, HEADLINE).query("status == 'ok'")["condition"].nunique()
+    if found >= (needed := conditions_to_win(known)):
+        return ""
+    return f" With {found} conditions nothing can win, whatever it does: that takes {needed} of which none differs."
 
 
 def _column(s: Shown) -> Column:

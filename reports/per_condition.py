@@ -17,8 +17,8 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import SubFigure
 from matplotlib.patches import Patch
 
-from flgbench.metrics.stats import Interval, bootstrap_difference
-from reports.aggregates import differences, paired
+from flgbench.metrics.stats import Interval
+from reports.aggregates import difference_of, differences, paired
 from reports.catalogue import BY_KEY, HEADLINE, Shown
 from reports.data import Cell, RunData
 from reports.style import INK, MUTED, PAGE, legible, looks, save, short, style
@@ -74,13 +74,11 @@ def by_condition(run: RunData, cell: Cell, metric: str) -> Differences:
     assert run.reference is not None
     pairs = paired(run, cell.cell, run.reference.cell, metric)
     pairs = pairs[np.isfinite(pairs["value"]) & np.isfinite(pairs["reference"])]
-    names = pairs["condition"].to_numpy(int)
-    mean = bootstrap_difference(pairs["value"].to_numpy(float), names, pairs["reference"].to_numpy(float), names)
     means = pairs.groupby("condition")[["value", "reference"]].mean()
     order = np.argsort((means["value"] - means["reference"]).to_numpy(float), kind="stable")
     means = means.iloc[order]
     found = (means.index.to_numpy(int), means["value"].to_numpy(float), means["reference"].to_numpy(float))
-    return Differences(cell, metric, *found, mean)
+    return Differences(cell, metric, *found, difference_of(pairs))
 
 
 def outcomes(run: RunData, cells: list[Cell]) -> tuple[np.ndarray, np.ndarray]:

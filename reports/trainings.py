@@ -53,11 +53,11 @@ def _entries(run: RunData, cells: list[Cell]) -> dict[str, Entry]:
     few = "fewer than two trainings have clips"
     if len(good) < 2:
         return entries | {key: Entry(note=failed or few) for key in ("mean", "spread", "difference")}
-    entries["mean"] = _interval(own, "{:.1f}")
+    entries["mean"] = _interval(own, (0, 1), "{:.1f}")
     entries["spread"] = Entry(f"{100 * own.mean(1).std(ddof=1):.1f}", float(own.mean(1).std(ddof=1)))
     entries["difference"] = Entry(note="no reference")
     if run.reference and not run.reference.failed:
-        entries["difference"] = _interval(np.array([_against(run, c, run.reference) for c in good]), "{:+.1f}")
+        entries["difference"] = _interval(np.array([_against(run, c, run.reference) for c in good]), (-1, 1), "{:+.1f}")
     return entries
 
 
@@ -68,7 +68,8 @@ def over(run: RunData, cells: Sequence[Cell], shown: Shown) -> Entry:
     if not both.size:
         missing = (estimate(run, c.cell, shown.key).reason for c in cells)
         return Entry(note="; ".join(dict.fromkeys(r for r in missing if r)) or "no condition in common")
-    found = over_trainings(both)
+    share = all((rows(run, c.cell, shown.key)["unit"] == "share").all() for c in cells)
+    found = over_trainings(both, ends=(0, 1) if share else None)
     known = np.isfinite(found.low)
     low, high = (shown.text(x) if known else "" for x in (found.low, found.high))
     below, above = (found.low, found.high) if known else (None, None)
@@ -85,7 +86,7 @@ def _against(run: RunData, cell: Cell, reference: Cell) -> np.ndarray:
     return (means["value"] - means["reference"]).to_numpy(float)
 
 
-def _interval(values: np.ndarray, form: str) -> Entry:
-    found = over_trainings(values)
+def _interval(values: np.ndarray, ends: tuple[float, float], form: str) -> Entry:
+    found = over_trainings(values, ends=ends)
     value, low, high = (form.format(100 * x).replace("-", "−") for x in (found.value, found.low, found.high))
     return Entry(value, found.value, found.low, found.high, low, high, found.n)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from flgbench.metrics import stats
 
@@ -48,7 +50,9 @@ def test_bootstrap_mean_edges() -> None:
     assert single.value == 3 and single.n == 1 and np.isnan(single.low)
     perfect = stats.bootstrap_mean(np.ones(64), np.arange(64))
     assert perfect == stats.wilson(64, 64) and perfect.low < 0.95  # all right on 64 is not certainty
-    assert stats.bootstrap_mean(np.full(9, 0.3), np.arange(9)).low == pytest.approx(0.3)
+    assert stats.bootstrap_mean(np.full(9, 0.3), np.arange(9), share=False).low == pytest.approx(0.3)
+    alike = stats.bootstrap_mean(np.full(2, 7 / 8), np.arange(2))  # each of two conditions is right in 7 of 8 seeds
+    assert alike.value == 7 / 8 and alike.low < 0.4 and alike.high > 0.95
     with pytest.raises(ValueError, match="equally long"):
         stats.bootstrap_mean(np.ones(3), np.arange(4))
 
@@ -73,13 +77,13 @@ def test_bootstrap_mean_coverage() -> None:
     assert 0.90 <= hits / RUNS <= 0.98
 
 
-def test_bootstrap_difference_coverage_and_gain_from_pairing() -> None:
+def test_difference_coverage_and_gain_from_pairing() -> None:
     rng, hits, widths = np.random.default_rng(4), 0, []
     conditions = np.arange(30).repeat(2)
     for run in range(RUNS):
         shared = rng.normal(0, 3, 30).repeat(2)
         a, b = shared + 0.4 + rng.normal(size=60), shared + rng.normal(size=60)
-        interval = stats.bootstrap_difference(a, conditions, b, conditions, draws=1000, seed=run)
+        interval = stats.mean_difference(a, conditions, b, conditions, draws=1000, seed=run, share=False)
         hits += 0.4 in interval
         widths.append(interval.high - interval.low)
     assert 0.90 <= hits / RUNS <= 0.98
@@ -98,24 +102,75 @@ def test_coverage_is_nominal_over_1000_draws() -> None:
         hard = rng.beta(4, 1, 64)[conditions]
         a, b = ((rng.random(len(conditions)) < hard).astype(float) for _ in range(2))
         share += 0.8 in stats.bootstrap_mean(a, conditions, draws=1000, seed=run)
-        difference += 0.0 in stats.bootstrap_difference(a, conditions, b, conditions, draws=1000, seed=run)
+        difference += 0.0 in stats.mean_difference(a, conditions, b, conditions)
     assert 0.93 <= share / runs <= 0.97
     assert 0.93 <= difference / runs <= 0.97
 
 
-def test_bootstrap_difference_pairs_by_condition() -> None:
+def test_a_difference_pairs_by_condition() -> None:
     a, conditions_a = np.array([1.0, 2, 3, 9]), np.array([3, 1, 2, 7])
     b, conditions_b = np.array([1.5, 2.5, 0.5, 100]), np.array([1, 2, 3, 8])
-    interval = stats.bootstrap_difference(a, conditions_a, b, conditions_b)
+    interval = stats.mean_difference(a, conditions_a, b, conditions_b, share=False)
     assert (interval.value, interval.low, interval.high, interval.n) == (0.5, 0.5, 0.5, 3)
-    none = stats.bootstrap_difference(a, conditions_a, b, conditions_b + 50)
-    assert none.n == 0 and np.isnan(none.value)
+    for share in (False, True):
+        none = stats.mean_difference(a, conditions_a, b, conditions_b + 50, share=share)
+        assert none.n == 0 and np.isnan([none.value, none.low, none.high]).all()
 
 
-def test_bootstrap_difference_of_two_perfect_cells_is_not_certain() -> None:
-    ones, conditions = np.ones(20), np.arange(20)
-    interval = stats.bootstrap_difference(ones, conditions, ones, conditions)
-    assert interval.value == 0 and interval.high == -interval.low == stats.wilson(0, 20).high
+def test_a_bounded_mean_of_zeros_and_ones_is_agresti_and_coull_s() -> None:
+    # 81 of 263: with z² / 2 more of each, 82.921 of 266.841.
+    ones = (np.arange(263) < 81).astype(float)
+    found, share = stats.bounded_mean(ones, (0, 1)), 82.92073 / 266.84146
+    half = 1.959964 * np.sqrt(share * (1 - share) / 266.84146)
+    assert (found.low, found.value, found.high) == pytest.approx((share - half, 81 / 263, share + half), rel=1e-6)
+    # A difference that takes its two ends only is the same on another scale.
+    signs = stats.bounded_mean(2 * ones - 1, (-1, 1))
+    assert (signs.low, signs.high) == pytest.approx((2 * found.low - 1, 2 * found.high - 1))
+
+
+def test_a_difference_of_shares_counts_what_may_still_differ() -> None:
+    """40 conditions, of which 5 are lost and 1 is won."""
+    conditions = np.arange(40)
+    a, b = np.zeros(40), np.zeros(40)
+    b[:5], a[5] = 1, 1
+    found = stats.mean_difference(a, conditions, b, conditions)
+    total = 40 + 1.959964**2
+    low, high = (
+        -4 / total + t * 1.959964 * np.sqrt(((6 + 1.959964**2) / total - (4 / total) ** 2) / total) for t in (-1, 1)
+    )
+    assert found.value == pytest.approx(-4 / 40) and (found.low, found.high) == pytest.approx((low, high), rel=1e-6)
+
+
+@pytest.mark.parametrize("samples", [1, 8])
+@pytest.mark.parametrize(("n", "missed"), [(2, 0.12), (8, 0.045), (48, 0.025), (256, 0.025)])
+def test_what_differs_in_no_pair_may_still_differ(n: int, missed: float, samples: int) -> None:
+    """What the interval excludes, n conditions would have missed in so few cases only; also with several samples of each."""
+    right, conditions = np.tile(np.arange(samples) > 0, n).astype(float), np.arange(n).repeat(samples)
+    found = stats.mean_difference(right, conditions, right, conditions)
+    assert found.value == 0 and found.high == -found.low and (1 - found.high) ** n <= missed
+
+
+@given(st.lists(st.sampled_from([-1.0, -0.25, 0.0, 0.5, 1.0]), min_size=2, max_size=60))
+def test_a_bounded_mean_lies_in_its_interval_and_that_within_the_ends(values: list[float]) -> None:
+    found = stats.bounded_mean(np.array(values), (-1, 1))
+    assert -1 <= found.low <= found.value <= found.high <= 1 and found.low < found.high
+    mirrored = stats.bounded_mean(-np.array(values), (-1, 1))
+    assert (mirrored.low, mirrored.high) == pytest.approx((-found.high, -found.low))
+    with pytest.raises(ValueError, match="within"):
+        stats.bounded_mean(np.array([*values, 1.5]), (-1, 1))
+
+
+def test_rare_losses_are_covered_where_a_bootstrap_sees_none() -> None:
+    """48 conditions, of which 2 % are lost and 0.5 % won: a bootstrap's interval has the truth in three cases of five."""
+    rng, runs, hits, bootstrapped = np.random.default_rng(9), 500, 0, 0
+    conditions, nothing = np.arange(48), np.zeros(48)
+    for run in range(runs):
+        lot = rng.random(48)
+        difference = np.where(lot < 0.005, 1.0, np.where(lot < 0.025, -1.0, 0.0))
+        hits += -0.015 in stats.mean_difference(difference, conditions, nothing, conditions)
+        thin = stats.mean_difference(difference, conditions, nothing, conditions, draws=500, seed=run, share=False)
+        bootstrapped += -0.015 in thin
+    assert hits / runs >= 0.95 and bootstrapped / runs < 0.8
 
 
 def test_wilson_matches_published_values() -> None:
@@ -180,6 +235,16 @@ def test_over_trainings_closed_form_and_coverage() -> None:
         share = np.clip(0.8 + rng.normal(0, 0.05, (3, 1)) + rng.normal(0, 0.1, (1, 64)), 0, 1)
         hits += 0.8 in stats.over_trainings((rng.random((3, 64)) < share).astype(float))
     assert 0.93 <= hits / 1000 <= 0.98
+
+
+def test_trainings_that_are_right_in_all_conditions_are_not_certain() -> None:
+    found = stats.over_trainings(np.ones((2, 48)), ends=(0, 1))
+    assert (found.value, found.high) == (1, 1) and 0.85 < found.low < 0.97
+    rng, hits = np.random.default_rng(10), 0
+    for _ in range(500):
+        share = np.clip(0.98 + rng.normal(0, 0.005, (3, 1)), 0, 1)
+        hits += 0.98 in stats.over_trainings((rng.random((3, 64)) < share).astype(float), ends=(0, 1))
+    assert hits / 500 >= 0.93
 
 
 def test_mcnemar_exact() -> None:

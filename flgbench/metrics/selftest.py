@@ -13,7 +13,7 @@ from flgbench.data import shapes, sound
 from flgbench.metrics import sets
 from flgbench.metrics.corruptions import CORRUPTIONS, SOUND_CORRUPTIONS, Corruption, seeds_of
 from flgbench.metrics.learned import judged
-from flgbench.metrics.stats import Interval, bootstrap_difference
+from flgbench.metrics.stats import Interval, mean_difference
 from flgbench.metrics.table import ALL_METRICS, METRICS, SOUNDING
 from flgbench.metrics.truth import measure
 
@@ -109,20 +109,21 @@ def _finding(corruption: Corruption, name: str, null: dict[str, np.ndarray], fou
         seen: Seen = "caught" if value[1] < LEVEL else "blind"
         return Finding(corruption.name, name, float(real[0]), float(value[0]), strength, seen, designated)
     info = ALL_METRICS[name]
+    share = info.unit == "share"
     if info.higher_is_better is None:  # both tails are bad: what counts is the distance from the target
         assert info.target is not None
-        change = _change(abs(value - info.target), abs(real - info.target))
+        change = _change(abs(value - info.target), abs(real - info.target), share)
     else:
-        change = _change(value, real)
+        change = _change(value, real, share)
     strength, seen = _strength(change, worse=-1.0 if info.higher_is_better else 1.0)
     return Finding(corruption.name, name, _mean(real), _mean(value), strength, seen, designated)
 
 
-def _change(value: np.ndarray, real: np.ndarray) -> Interval:
+def _change(value: np.ndarray, real: np.ndarray, share: bool) -> Interval:
     """Damaged minus real, paired by position; what damage made unobservable is left out of both."""
     length = min(len(value), len(real))
     at = np.arange(length)
-    return bootstrap_difference(value[:length], at, real[:length], at, draws=2000)
+    return mean_difference(value[:length], at, real[:length], at, draws=2000, share=share)
 
 
 def _strength(change: Interval, worse: float) -> tuple[float, Seen]:
