@@ -109,7 +109,8 @@ def _points(difference: float) -> str:
 
 def _conditions_needed(found: Interval, slack: float) -> str:
     """How many conditions would separate this difference from the bound, if it stays what it is."""
-    half, distance = (found.high - found.low) / 2, abs(found.value + slack)
-    if distance * 100 < half:
+    reach = found.high - found.value if found.value < -slack else found.value - found.low  # towards the bound
+    distance = abs(found.value + slack)
+    if distance * 100 < reach:
         return "the two are too close: no practical number of conditions"
-    return f"about {math.ceil(found.n * (half / distance) ** 2)} conditions, if the difference stays"
+    return f"about {math.ceil(found.n * (reach / distance) ** 2)} conditions, if the difference stays"

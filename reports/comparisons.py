@@ -1,7 +1,7 @@
 """Who differs from whom: joint accuracy paired by condition, against the teacher and against its few Euler steps.
 
-Differences have Agresti and Coull's interval over conditions. Each p-value is McNemar's exact test on one sample a condition,
-adjusted by Holm for all rows that are compared with the same opponent.
+Differences have Agresti and Coull's interval over conditions. Each p-value is McNemar's exact test on one sample a
+condition, adjusted by Holm for all rows that are compared with the same opponent.
 """
 
 from __future__ import annotations

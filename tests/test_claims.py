@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from reports.claims import Claim, build, claims, of_sweeps, outer_blocks_matter_most, quality_is_kept, speed
 from reports.data import COLUMNS, Cell, Importance, RunData, RunInfo
@@ -62,6 +64,16 @@ def test_a_larger_sample_decides_what_it_said_it_would() -> None:
     wanted = 2 * int(small.decides.split()[1])
     large = make_run({"fastlightgen": coins(0.8, wanted), "dmd2": coins(0.7, wanted)})
     assert find(large, "FastLightGen is better than DMD2").verdict == "reproduced"
+
+
+@settings(deadline=None)
+@given(st.integers(2, 300), st.integers(0, 300), st.integers(0, 300))
+def test_what_is_undecided_takes_more_conditions_than_there_are(n: int, won: int, lost: int) -> None:
+    lot = np.arange(n)
+    student = np.where(lot < won, 1.0, np.where(lot < won + lost, 0.0, 0.5))
+    (claim,) = quality_is_kept(make_run({"euler": np.full(n, 0.5), "fastlightgen": student}))
+    if claim.verdict == "undecided" and "too close" not in claim.decides:
+        assert int(claim.decides.split()[1]) > n
 
 
 def test_every_few_step_student_is_compared_with_four_plain_steps() -> None:
