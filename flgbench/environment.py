@@ -45,6 +45,13 @@ def memory_gb() -> float:
     return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
 
 
+def free_memory() -> int:
+    """Bytes that new work may take without swapping."""
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
 @cache
 def gpu() -> str:
     """Name of the first GPU, or "none". Imports torch."""

@@ -29,6 +29,7 @@ HOUR = 3600.0
 # Share of a large matrix product's rate that a clip reaches, for estimates: attention and element-wise work are slower.
 REACHED = 0.6
 WARM_PASSES = 4  # of a network, about, before it is timed
+LIBRARIES = 2**30  # bytes of a CPU's memory that the process takes besides weights and activations, about
 
 
 class LatencySettings(Settings):
@@ -179,4 +180,4 @@ def _room(device: torch.device) -> tuple[str, float]:
     """The device's name and the bytes that are free on it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device), torch.cuda.mem_get_info(device)[0]
-    return environment.processor(), environment.memory_gb() * 2**30
+    return environment.processor(), environment.free_memory() - LIBRARIES

@@ -15,6 +15,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Bbox
 
 from reports.data import RunData
@@ -172,6 +173,7 @@ def label_points(
             fontsize=size,
             color=colour,
             fontweight="bold",
+            path_effects=[withStroke(linewidth=2, foreground="white")],  # legible across a whisker or the front
             arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.5, "shrinkB": 3} if far else None,
         )
         taken.append(box)

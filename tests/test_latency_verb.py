@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from conftest import Flgbench, assert_refused
 
+from flgbench import environment, latency
 from flgbench.contracts import FamilyPreset
 from flgbench.devices import Driver
 from flgbench.errors import UsageError
@@ -171,6 +172,26 @@ def test_the_full_size_is_weighed_before_it_is_built(flgbench: Flgbench) -> None
     found = re.search(r"and ([0-9.]+) GiB on", refused[2])
     # 16.4 B of the denoiser and 5.7 B of the text encoder in 16 bits, 0.8 B around them in 32, and what a clip takes.
     assert found and 48 < float(found[1]) < 56
+
+
+def test_what_others_took_of_the_memory_is_not_free(flgbench: Flgbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = (
+        "latency",
+        "--weights",
+        "random",
+        "--methods",
+        "euler",
+        "--passes-only",
+        "euler",
+        "--pairs",
+        "1",
+        "--device",
+        "cpu",
+    )
+    monkeypatch.setattr(environment, "free_memory", lambda: latency.LIBRARIES + 2**20)
+    assert_refused(flgbench(*few), "--scale tiny", "which has 0.000977 GiB free", "smaller --frames")
+    monkeypatch.undo()
+    assert 2**20 < environment.free_memory() < environment.memory_gb() * 2**30
 
 
 def test_settings_tell_what_students_compute(tiny_data: TrainingData, tiny_model: WanX, tmp_path: Path) -> None:
