@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -114,9 +115,16 @@ def build(run: RunData, out: Path) -> list[Path]:
             [(_value(p.latency), shown.scale * _value(p.quality)) for p in found],
             [short(p.label) for p in found],
             [legible(look[p.cell].colour) for p in found],
-            [_box(p, shown.scale) for p in found],
+            [_box(p, shown.scale) for p in found] + _steps(front),
         )
         return save(figure, out, "pareto")
+
+
+def _steps(front: list[tuple[float, float]]) -> list[tuple[float, float, float, float]]:
+    """The lines between the front's points, across and then up or down, as boxes (x0, y0, x1, y1)."""
+    pairs = list(pairwise(front))
+    across = [(x0, y0, x1, y0) for (x0, y0), (x1, _) in pairs]
+    return across + [(x1, min(y0, y1), x1, max(y0, y1)) for (_, y0), (x1, y1) in pairs]
 
 
 def caption(run: RunData) -> str:
