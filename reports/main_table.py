@@ -172,14 +172,14 @@ def _legend(run: RunData) -> str:
 
 
 def _too_few(run: RunData) -> str:
-    """Says that no method can win, where the run has fewer conditions than that takes; or ''."""
+    """Says that being as good cannot win, where the run has fewer conditions than that takes; or ''."""
     known = estimate(run, run.reference.cell, HEADLINE).value if run.reference else None
     if not known or run.reference is None:
         return ""
     found = rows(run, run.reference.cell, HEADLINE).query("status == 'ok'")["condition"].nunique()
     if found >= (needed := conditions_to_win(known)):
         return ""
-    return f" With {found} conditions nothing can win, whatever it does: that takes {needed} of which none differs."
+    return f" With {found} conditions only what is better than the reference can win: being as good takes {needed} to show."
 
 
 def _column(s: Shown) -> Column:

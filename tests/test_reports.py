@@ -95,10 +95,10 @@ def test_verdicts(tmp_path: Path) -> None:
     table = pd.read_parquet(folder / "results.parquet")
     joint = table.metric == "joint"
 
-    def agreeing(conditions: int) -> RunData:
-        """fastlightgen and the reference agree sample by sample on so many conditions, euler-4 is always wrong."""
+    def agreeing(conditions: int, better: bool = False) -> RunData:
+        """fastlightgen agrees with the reference sample by sample, or is always right; euler-4 is always wrong."""
         right = (np.arange(conditions) % 3 > 0).astype(float)
-        cells = {"euler-50": right, "fastlightgen": right, "euler-4": 0 * right}
+        cells = {"euler-50": right, "fastlightgen": np.maximum(right, better), "euler-4": 0 * right}
         parts = [table[~(joint & table.cell.isin(cells))]]
         for cell, values in cells.items():
             row = table[joint & (table.cell == cell)].iloc[[0] * conditions]
@@ -111,11 +111,13 @@ def test_verdicts(tmp_path: Path) -> None:
         found = verdict(run, run.cell("fastlightgen"))
         assert found.answer == "indistinguishable" and found.difference is not None and found.difference.value == 0
         legend = main_table.accuracy(run).legend
-        assert f"With {few} conditions nothing can win, whatever it does: that takes" in legend
+        assert f"With {few} conditions only what is better than the reference can win" in legend
+    run = agreeing(48, better=True)
+    assert verdict(run, run.cell("fastlightgen")).answer == "wins"
     run = agreeing(700)
     same = verdict(run, run.cell("fastlightgen"))
     assert same.difference is not None and same.difference.value == 0 and same.answer == "wins"
-    assert "nothing can win" not in main_table.accuracy(run).legend
+    assert "can win" not in main_table.accuracy(run).legend
     assert verdict(run, run.cell("euler-4")).answer == "below"
     assert verdict(run, run.cell("lcm")).answer == "failed"
     assert verdict(run, run.cell("real")).answer == "control"
