@@ -1,8 +1,8 @@
-"""Numbers derived from the tidy table: estimates with intervals, speed-ups, verdicts. Pure functions of `RunData`.
+"""Numbers derived from the tidy table: estimates with intervals and speed-ups. Pure functions of `RunData`.
 
 Intervals are at 95 %. Per-sample metrics are bootstrapped over conditions (BCa), differences of shares are Agresti and
 Coull's; latencies are medians with the distribution-free interval of order statistics; speed-ups are paired by condition
-(geometric mean, t-interval on log ratios). Bootstraps cost time, so `estimate`, `speedups` and `verdict` remember their
+(geometric mean, t-interval on log ratios). Bootstraps cost time, so what is `remembered` keeps its
 answers in `RunData.memory`. A missing number stays missing, with its reason.
 """
 
@@ -12,23 +12,18 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
-from itertools import count
-from typing import Literal, ParamSpec, TypeVar, cast
+from typing import ParamSpec, TypeVar, cast
 
 import numpy as np
 import pandas as pd
 
-from flgbench.metrics.stats import Interval, bootstrap_mean, bounded_mean, mean_difference, speedup
+from flgbench.metrics.stats import Interval, bootstrap_mean, mean_difference, speedup
 from reports.catalogue import HEADLINE, LATENCY_KEYS, times
 from reports.data import Cell, RunData
 
 P = ParamSpec("P")
 R = TypeVar("R")
 P90_FROM = 36
-KEEP = 0.99  # a method may win only at this share of the teacher's quality
-# Fields of the evaluation card that forbid a comparison where they differ.
-MUST_AGREE = ("conditions", "conditions_sha256", "seed_rule", "dtype", "attention", "torch", "diffusers")
-Answer = Literal["wins", "indistinguishable", "below", "reference", "control", "undecided", "failed"]
 
 
 @dataclass(frozen=True)
@@ -73,13 +68,6 @@ class Speedups:
     denoise: Ratio
     end_to_end: Ratio
     denoise_batched: Ratio  # against the reference with both CFG passes in one batch
-
-
-@dataclass(frozen=True)
-class Verdict:
-    answer: Answer
-    why: str
-    difference: Interval | None = None  # headline metric, cell minus reference, paired
 
 
 def rows(run: RunData, cell: str, metric: str) -> pd.DataFrame:
@@ -130,7 +118,7 @@ def _why_missing(cell: Cell, found: pd.DataFrame) -> str:
     return "; ".join(reasons) or "not measured"
 
 
-def _remembered(function: Callable[P, R]) -> Callable[P, R]:
+def remembered(function: Callable[P, R]) -> Callable[P, R]:
     """Remember the answers of a pure function whose first argument is a run and whose others have a `repr`."""
 
     @wraps(function)
@@ -145,7 +133,7 @@ def _remembered(function: Callable[P, R]) -> Callable[P, R]:
     return answer
 
 
-@_remembered
+@remembered
 def estimate(run: RunData, cell: str, metric: str) -> Estimate:
     """One number for one cell × metric. Infinite values (the PSNR of identical frames) stay, without an interval."""
     found = rows(run, cell, metric)
@@ -166,7 +154,7 @@ def estimate(run: RunData, cell: str, metric: str) -> Estimate:
     return Estimate(cell, metric, value, _finite(low), _finite(high), len(values), missing, partly)
 
 
-@_remembered
+@remembered
 def ninth_decile(run: RunData, cell: str, metric: str) -> Estimate:
     """90th percentile of a latency, only from 36 samples: below, its distribution-free interval has no upper end."""
     found = rows(run, cell, metric)
@@ -189,7 +177,7 @@ def paired(run: RunData, cell: str, reference: str, metric: str, of_reference: s
     return left.merge(right, on=keys, validate="one_to_one")
 
 
-@_remembered
+@remembered
 def paired_difference(run: RunData, cell: str, other: str, metric: str) -> Interval | None:
     """`metric` of `cell` minus that of `other`, paired and clustered by condition; None below two conditions in common."""
     pairs = paired(run, cell, other, metric)
@@ -231,7 +219,7 @@ def nominal(run: RunData, cell: Cell) -> Ratio:
     return Ratio(reference.nfe * reference.kept_blocks / (cell.nfe * cell.kept_blocks))
 
 
-@_remembered
+@remembered
 def speedups(run: RunData, cell: Cell) -> Speedups:
     """The three speed-ups over the reference, and the one over its batched CFG."""
     return Speedups(
@@ -240,71 +228,6 @@ def speedups(run: RunData, cell: Cell) -> Speedups:
         end_to_end=_measured_ratio(run, cell, "end_to_end_s"),
         denoise_batched=_measured_ratio(run, cell, "denoise_s", "denoise_batched_cfg_s"),
     )
-
-
-@_remembered
-def verdict(run: RunData, cell: Cell) -> Verdict:
-    """Does the cell keep 99 % of the reference's headline quality, beyond doubt, and run faster?
-
-    `wins`: the interval of the paired difference lies at or above −1 % of the reference, and the denoise speed-up's
-    above 1. `below`: the interval of the difference lies below −1 %, or the seeds of one condition differ less than the
-    reference's (`less_diverse`): right clips that are always the same one are no success. Otherwise `indistinguishable`.
-    """
-    if cell.kind == "control":
-        return Verdict("control", "shown to read the others, not ranked")
-    if cell.unfinished:
-        return _undecided(f"not finished: {cell.reason or cell.status}")
-    if cell.failed:
-        return Verdict("failed", f"{cell.status}: {cell.reason or 'no reason recorded'}")
-    reference = run.reference
-    if cell.kind == "reference" or reference is None:
-        return Verdict("reference", "what the others are compared with") if reference else _undecided("no reference")
-    if apart := differences(cell, reference):
-        return _undecided(f"not compared, its evaluation card differs: {'; '.join(apart)}")
-    pairs = paired(run, cell.cell, reference.cell, HEADLINE)
-    if pairs["condition"].nunique() < 2:
-        return _undecided(estimate(run, cell.cell, HEADLINE).reason or "fewer than two conditions in common")
-    difference = paired_difference(run, cell.cell, reference.cell, HEADLINE)
-    assert difference is not None
-    allowed = -(1 - KEEP) * float(pairs.groupby("condition")["reference"].mean().mean())
-    value, low, high = (f"{100 * x:+.1f}".replace("-", "−") for x in (difference.value, difference.low, difference.high))
-    spoken = f"{HEADLINE} accuracy {value} points [{low}, {high}]"
-    if poorer := less_diverse(run, cell, reference):
-        return Verdict("below", f"{spoken}; {poorer}", difference)
-    if difference.high < allowed:
-        return Verdict("below", f"{spoken}: under 99 % of the reference", difference)
-    if difference.low < allowed:
-        return Verdict("indistinguishable", f"{spoken}: 99 % of the reference is inside the interval", difference)
-    speed = speedups(run, cell).denoise
-    if speed.low is None or speed.low <= 1:
-        return Verdict("indistinguishable", f"{spoken}: kept, but not shown to be faster ({speed.text()})", difference)
-    return Verdict("wins", f"{spoken}: at least 99 % of the reference, {speed.text()} faster", difference)
-
-
-def conditions_to_win(reference: float) -> int:
-    """So many conditions the difference needs to be sure of 99 % of the reference's share, where no pair differs."""
-    return next(n for n in count(2) if bounded_mean(np.zeros(n), (-1, 1)).low >= -(1 - KEEP) * reference)
-
-
-def less_diverse(run: RunData, cell: Cell, reference: Cell) -> str:
-    """What says that seeds of one condition turn alike more often than the reference's, by separate intervals; or ''."""
-    mine, theirs = estimate(run, cell.cell, "turn_diversity"), estimate(run, reference.cell, "turn_diversity")
-    if mine.high is None or theirs.low is None or mine.high >= theirs.low:
-        return ""
-    told = (f"{e.value:.2f} [{e.low:.2f}, {e.high:.2f}]" for e in (mine, theirs))
-    return "less diverse: turns of one condition differ {} times as often as their law says, the reference's {}".format(
-        *told
-    )
-
-
-def differences(mine: Cell, other: Cell) -> list[str]:
-    """Why two cells cannot be compared, as 'torch: 2.13 and 2.14'. What a card does not tell forbids nothing."""
-    pairs = ((name, mine.card.get(name), other.card.get(name)) for name in MUST_AGREE)
-    return [f"{name}: {a} and {b}" for name, a, b in pairs if a and b and a != b]
-
-
-def _undecided(why: str) -> Verdict:
-    return Verdict("undecided", why)
 
 
 def ordered_cells(run: RunData) -> list[Cell]:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from flgbench.metrics.stats import Interval
-from reports.aggregates import differences, nominal, paired_difference
+from reports.aggregates import nominal, paired_difference
 from reports.catalogue import BY_KEY, HEADLINE
 from reports.data import Cell, RunData
+from reports.verdicts import differences
 
 Verdict = Literal["reproduced", "contradicted", "undecided", "not tested"]
 HUNYUAN = "hunyuan"  # the family that some of the paper's tables are of; the others are of WanX

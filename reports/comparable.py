@@ -9,8 +9,9 @@ import re
 from dataclasses import dataclass, replace
 
 from flgbench.metrics.table import METRICS, SET_METRICS
-from reports.aggregates import differences, ordered_cells
+from reports.aggregates import ordered_cells
 from reports.data import Cell, RunData
+from reports.verdicts import differences
 
 HARDWARE = ("cpu", "threads", "gpu", "torch", "diffusers")  # of run.json's environment, what a latency depends on
 A, B = "A", "B"

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from flgbench.metrics.stats import holm, mcnemar
-from reports.aggregates import differences, ordered_cells, paired, paired_difference
+from reports.aggregates import ordered_cells, paired, paired_difference
 from reports.catalogue import HEADLINE
 from reports.data import Cell, RunData
 from reports.tables import Column, Entry, Row, Table, write
+from reports.verdicts import differences
 
 LEGEND = (
     "Brackets: 95 % intervals, clustered by condition, each for itself. p: McNemar's exact test on one sample a condition, "

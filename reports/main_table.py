@@ -10,21 +10,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from reports.aggregates import (
-    Estimate,
-    Ratio,
-    conditions_to_win,
-    estimate,
-    ninth_decile,
-    ordered_cells,
-    rows,
-    speedups,
-    units,
-    verdict,
-)
+from reports.aggregates import Estimate, Ratio, estimate, ninth_decile, ordered_cells, paired, speedups, units
 from reports.catalogue import ACCURACY, BY_KEY, DIVERSITY, HEADLINE, IMAGE, JUDGED, MOTION, SOUND, SUITE, Shown, times
 from reports.data import Cell, RunData
 from reports.tables import Column, Entry, Rank, Row, Table, write
+from reports.verdicts import conditions_to_win, verdict
 
 RANKED = ("reference", "method", "external", "baseline", "open")
 RANKS = "Bold: best; underlined: second, among all but controls, on printed digits."
@@ -173,10 +163,9 @@ def _legend(run: RunData) -> str:
 
 def _too_few(run: RunData) -> str:
     """Says that being as good cannot win, where the run has fewer conditions than that takes; or ''."""
-    known = estimate(run, run.reference.cell, HEADLINE).value if run.reference else None
-    if not known or run.reference is None:
+    if run.reference is None or not (known := estimate(run, run.reference.cell, HEADLINE).value):
         return ""
-    found = rows(run, run.reference.cell, HEADLINE).query("status == 'ok'")["condition"].nunique()
+    found = paired(run, run.reference.cell, run.reference.cell, HEADLINE)["condition"].nunique()
     if found >= (needed := conditions_to_win(known)):
         return ""
     return f" With {found} conditions only what is better than the reference can win: being as good takes {needed} to show."

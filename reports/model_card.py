@@ -15,10 +15,11 @@ from flgbench.models.base import StockCall, VideoModel
 from flgbench.registry import registry
 from flgbench.sampling import SamplerSettings
 from flgbench.students import Student
-from reports.aggregates import estimate, speedups, verdict
+from reports.aggregates import estimate, speedups
 from reports.catalogue import BY_KEY, HEADLINE, seconds
 from reports.data import Cell, RunData, RunFolderError, load_run
 from reports.tables import md
+from reports.verdicts import verdict
 
 QUALITY = (
     HEADLINE, "presence", "colour", "shape", "direction", "second_present", "motion_ratio", "first_frame_psnr",

@@ -25,10 +25,11 @@ from reports import (
     trainings,
     waterfall,
 )
-from reports.aggregates import Estimate, Ratio, estimate, ordered_cells, speedups, verdict
+from reports.aggregates import Estimate, Ratio, estimate, ordered_cells, speedups
 from reports.catalogue import ACCURACY, BY_KEY, DIVERSITY, HEADLINE, IMAGE, LATENCY, MOTION, seconds, times
 from reports.data import Cell, RunData
 from reports.style import MUTED, looks
+from reports.verdicts import verdict
 
 TEMPLATES = Path(__file__).parent / "templates"
 ASSETS = ("style.css", "core.js", "plot.js", "gallery.js")

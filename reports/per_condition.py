@@ -18,10 +18,11 @@ from matplotlib.figure import SubFigure
 from matplotlib.patches import Patch
 
 from flgbench.metrics.stats import Interval
-from reports.aggregates import difference_of, differences, paired
+from reports.aggregates import difference_of, paired
 from reports.catalogue import BY_KEY, HEADLINE, Shown
 from reports.data import Cell, RunData
 from reports.style import INK, MUTED, PAGE, legible, looks, save, short, style
+from reports.verdicts import differences
 
 MEASURES = ("turn_error", "sharpness_ratio")
 PANELS = 7  # most methods in one line of panels

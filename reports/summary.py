@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reports import progress
-from reports.aggregates import estimate, ordered_cells, speedups, verdict
+from reports.aggregates import estimate, ordered_cells, speedups
+from reports.verdicts import verdict
 
 if TYPE_CHECKING:
     from reports.aggregates import Estimate, Ratio

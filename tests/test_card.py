@@ -11,8 +11,8 @@ from flgbench.card import attention_backend, card, conditions_hash
 from flgbench.models.wanx import WanX
 from flgbench.sampling import SamplerSettings
 from flgbench.stage import TrainingData
-from reports.aggregates import MUST_AGREE, differences, verdict
 from reports.claims import quality_is_kept
+from reports.verdicts import MUST_AGREE, differences, verdict
 
 IMAGES = torch.arange(2 * 8 * 8 * 3, dtype=torch.uint8).view(2, 8, 8, 3)
 

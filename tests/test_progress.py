@@ -14,8 +14,8 @@ from flgbench.run_settings import RunSettings
 from flgbench.runs import plan_record, prepare
 from flgbench.store import write_json
 from reports import build_all, progress
-from reports.aggregates import verdict
 from reports.data import load_run
+from reports.verdicts import verdict
 
 UNFINISHED = ("fastlightgen", "euler-4")
 

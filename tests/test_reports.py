@@ -15,9 +15,10 @@ from report_runs import make_run, read_csv, rewritten
 
 from flgbench.metrics.stats import mcnemar
 from reports import build_all, comparisons, filmstrip, main_table, paper_numbers, paper_tables, pareto, trainings, waterfall
-from reports.aggregates import estimate, median_interval, speedups, verdict
+from reports.aggregates import estimate, median_interval, speedups
 from reports.data import RunData, load_run
 from reports.style import looks
+from reports.verdicts import verdict
 
 
 @pytest.fixture(scope="module")

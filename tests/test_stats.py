@@ -134,11 +134,10 @@ def test_a_difference_of_shares_counts_what_may_still_differ() -> None:
     a, b = np.zeros(40), np.zeros(40)
     b[:5], a[5] = 1, 1
     found = stats.mean_difference(a, conditions, b, conditions)
-    total = 40 + 1.959964**2
-    low, high = (
-        -4 / total + t * 1.959964 * np.sqrt(((6 + 1.959964**2) / total - (4 / total) ** 2) / total) for t in (-1, 1)
-    )
-    assert found.value == pytest.approx(-4 / 40) and (found.low, found.high) == pytest.approx((low, high), rel=1e-6)
+    z, total = 1.959964, 40 + 1.959964**2
+    half = z * np.sqrt(((6 + z**2) / total - (4 / total) ** 2) / total)
+    assert found.value == pytest.approx(-4 / 40)
+    assert (found.low, found.high) == pytest.approx((-4 / total - half, -4 / total + half), rel=1e-6)
 
 
 @pytest.mark.parametrize("samples", [1, 8])
