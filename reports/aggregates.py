@@ -1,8 +1,8 @@
 """Numbers derived from the tidy table: estimates with intervals and speed-ups. Pure functions of `RunData`.
 
-Intervals are at 95 %. Per-sample metrics are bootstrapped over conditions (BCa), differences of shares are Agresti and
-Coull's; latencies are medians with the distribution-free interval of order statistics; speed-ups are paired by condition
-(geometric mean, t-interval on log ratios). Bootstraps cost time, so what is `remembered` keeps its
+Intervals are at 95 %. Shares and their differences have Agresti and Coull's over conditions, other per-sample metrics are
+bootstrapped over them (BCa); latencies are medians with the distribution-free interval of order statistics; speed-ups are
+paired by condition (geometric mean, t-interval on log ratios). Bootstraps cost time, so what is `remembered` keeps its
 answers in `RunData.memory`. A missing number stays missing, with its reason.
 """
 
@@ -17,7 +17,7 @@ from typing import ParamSpec, TypeVar, cast
 import numpy as np
 import pandas as pd
 
-from flgbench.metrics.stats import Interval, bootstrap_mean, mean_difference, speedup
+from flgbench.metrics.stats import Interval, mean_difference, mean_over_conditions, speedup
 from reports.catalogue import HEADLINE, LATENCY_KEYS, times
 from reports.data import Cell, RunData
 
@@ -149,7 +149,7 @@ def estimate(run: RunData, cell: str, metric: str) -> Estimate:
     if metric in LATENCY_KEYS:
         value, low, high = median_interval(values)
     else:
-        interval = bootstrap_mean(values, conditions, share=bool((ok["unit"] == "share").all()))
+        interval = mean_over_conditions(values, conditions, share=bool((ok["unit"] == "share").all()))
         value, low, high = interval.value, interval.low, interval.high
     return Estimate(cell, metric, value, _finite(low), _finite(high), len(values), missing, partly)
 

@@ -107,7 +107,7 @@ def test_intervals_and_p_values_are_paired(base: Path, tmp_path: Path) -> None:
     for cell in ("dmd2", "euler-4"):
         both = compare.across(a, b, cell, "joint")
         conditions = both["condition"].to_numpy()
-        direct = mean_difference(both["value"].to_numpy(), conditions, both["reference"].to_numpy(), conditions)
+        direct = mean_difference(both["value"].to_numpy(), conditions, both["reference"].to_numpy(), conditions, share=True)
         found = entry(a, b, cell, "joint")
         assert (found.value, found.low, found.high) == (direct.value, direct.low, direct.high) and direct.low < direct.high
         once = both[both["sample"] == 0]

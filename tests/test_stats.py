@@ -12,9 +12,9 @@ from flgbench.metrics import stats
 RUNS = 300  # the standard error of a coverage of 0.95 is 0.013
 
 
-def test_bootstrap_mean_is_the_normal_interval_for_many_conditions() -> None:
+def test_mean_over_conditions_is_the_normal_interval_for_many_conditions() -> None:
     values = np.random.default_rng(0).normal(3, 2, 400)
-    interval = stats.bootstrap_mean(values, np.arange(400))
+    interval = stats.mean_over_conditions(values, np.arange(400), share=False)
     half = 1.96 * values.std() / 20
     assert interval.value == pytest.approx(values.mean())
     assert interval.low == pytest.approx(values.mean() - half, abs=0.02)
@@ -25,55 +25,60 @@ def test_bootstrap_mean_is_the_normal_interval_for_many_conditions() -> None:
 def test_bootstrap_resamples_conditions_not_samples() -> None:
     """Repeating each condition's value eight times adds no information: the interval stays as it is."""
     values = np.random.default_rng(1).normal(size=40)
-    once = stats.bootstrap_mean(values, np.arange(40))
-    eightfold = stats.bootstrap_mean(values.repeat(8), np.arange(40).repeat(8))
+    once = stats.mean_over_conditions(values, np.arange(40), share=False)
+    eightfold = stats.mean_over_conditions(values.repeat(8), np.arange(40).repeat(8), share=False)
     assert vars(eightfold) == pytest.approx(vars(once))
-    as_independent = stats.bootstrap_mean(values.repeat(8), np.arange(320))
+    as_independent = stats.mean_over_conditions(values.repeat(8), np.arange(320), share=False)
     assert as_independent.high - as_independent.low < 0.5 * (once.high - once.low)
 
 
 def test_bootstrap_is_seeded_and_ignores_order_and_missing_values() -> None:
     values, conditions = np.array([1.0, 5, 2, 8, np.nan, 4]), np.array([0, 0, 1, 2, 2, 3])
     shuffle = np.array([3, 5, 0, 4, 1, 2])
-    first = stats.bootstrap_mean(values, conditions, seed=7)
-    assert first == stats.bootstrap_mean(values[shuffle], conditions[shuffle], seed=7)
+    first = stats.mean_over_conditions(values, conditions, seed=7, share=False)
+    assert first == stats.mean_over_conditions(values[shuffle], conditions[shuffle], seed=7, share=False)
     assert first.value == pytest.approx((3 + 2 + 8 + 4) / 4) and first.n == 4
     assert (first.low, first.high) == (2, 8)  # four conditions: no further than what was seen
     many = np.random.default_rng(0).normal(size=30)
-    assert stats.bootstrap_mean(many, np.arange(30), seed=7) != stats.bootstrap_mean(many, np.arange(30), seed=8)
+    assert stats.mean_over_conditions(many, np.arange(30), seed=7, share=False) != stats.mean_over_conditions(
+        many, np.arange(30), seed=8, share=False
+    )
 
 
-def test_bootstrap_mean_edges() -> None:
-    empty = stats.bootstrap_mean(np.array([np.nan]), np.array([0]))
+def test_mean_over_conditions_edges() -> None:
+    empty = stats.mean_over_conditions(np.array([np.nan]), np.array([0]), share=False)
     assert empty.n == 0 and np.isnan([empty.value, empty.low, empty.high]).all()
-    single = stats.bootstrap_mean(np.array([2.0, 4.0]), np.array([5, 5]))
+    single = stats.mean_over_conditions(np.array([2.0, 4.0]), np.array([5, 5]), share=False)
     assert single.value == 3 and single.n == 1 and np.isnan(single.low)
-    perfect = stats.bootstrap_mean(np.ones(64), np.arange(64))
-    assert perfect == stats.wilson(64, 64) and perfect.low < 0.95  # all right on 64 is not certainty
-    assert stats.bootstrap_mean(np.full(9, 0.3), np.arange(9), share=False).low == pytest.approx(0.3)
-    alike = stats.bootstrap_mean(np.full(2, 7 / 8), np.arange(2))  # each of two conditions is right in 7 of 8 seeds
+    perfect = stats.mean_over_conditions(np.ones(64), np.arange(64), share=True)
+    assert perfect.value == perfect.high == 1 and 0.92 < perfect.low < 0.95  # all right on 64 is not certainty
+    assert stats.mean_over_conditions(np.full(9, 0.3), np.arange(9), share=False).low == pytest.approx(0.3)
+    # Each of two conditions is right in 7 of 8 seeds.
+    alike = stats.mean_over_conditions(np.full(2, 7 / 8), np.arange(2), share=True)
     assert alike.value == 7 / 8 and alike.low < 0.4 and alike.high > 0.95
     with pytest.raises(ValueError, match="equally long"):
-        stats.bootstrap_mean(np.ones(3), np.arange(4))
+        stats.mean_over_conditions(np.ones(3), np.arange(4), share=False)
 
 
 def test_only_a_share_of_all_zeros_is_uncertain_by_itself() -> None:
     zeros, conditions = np.zeros(64), np.arange(64)
-    assert stats.bootstrap_mean(zeros, conditions).high == pytest.approx(stats.wilson(0, 64).high)
-    assert stats.bootstrap_mean(zeros, conditions, share=False).high == 0  # 64 clips without flicker, in grey levels
+    assert stats.mean_over_conditions(zeros, conditions, share=True).high == pytest.approx(
+        0.06778, abs=1e-5
+    )  # (0, 64) of Agresti and Coull
+    assert stats.mean_over_conditions(zeros, conditions, share=False).high == 0  # 64 clips without flicker, in grey levels
 
 
 def test_bca_shifts_towards_the_long_tail() -> None:
-    interval = stats.bootstrap_mean(np.random.default_rng(2).exponential(size=40), np.arange(40))
+    interval = stats.mean_over_conditions(np.random.default_rng(2).exponential(size=40), np.arange(40), share=False)
     assert interval.high - interval.value > 1.1 * (interval.value - interval.low)
 
 
-def test_bootstrap_mean_coverage() -> None:
+def test_mean_over_conditions_coverage() -> None:
     """40 conditions of 4 samples: skewed condition effects plus noise within a condition."""
     rng, hits = np.random.default_rng(3), 0
     for run in range(RUNS):
         values = rng.exponential(1.0, (40, 1)) + rng.normal(0, 0.5, (40, 4))
-        hits += 1.0 in stats.bootstrap_mean(values.ravel(), np.arange(40).repeat(4), draws=1000, seed=run)
+        hits += 1.0 in stats.mean_over_conditions(values.ravel(), np.arange(40).repeat(4), draws=1000, seed=run, share=False)
     assert 0.90 <= hits / RUNS <= 0.98
 
 
@@ -101,10 +106,21 @@ def test_coverage_is_nominal_over_1000_draws() -> None:
     for run in range(runs):
         hard = rng.beta(4, 1, 64)[conditions]
         a, b = ((rng.random(len(conditions)) < hard).astype(float) for _ in range(2))
-        share += 0.8 in stats.bootstrap_mean(a, conditions, draws=1000, seed=run)
-        difference += 0.0 in stats.mean_difference(a, conditions, b, conditions)
+        share += 0.8 in stats.mean_over_conditions(a, conditions, draws=1000, seed=run, share=True)
+        difference += 0.0 in stats.mean_difference(a, conditions, b, conditions, share=True)
     assert 0.93 <= share / runs <= 0.97
     assert 0.93 <= difference / runs <= 0.97
+
+
+@pytest.mark.parametrize("n", [2, 4])
+def test_few_conditions_are_covered_where_a_bootstrap_is_too_sure(n: int) -> None:
+    """Two or four conditions of 8 seeds each; the true share is 0.8."""
+    rng, runs, hits, bootstrapped = np.random.default_rng(11), 500, 0, 0
+    for run in range(runs):
+        right = (rng.random((n, 8)) < rng.beta(4, 1, (n, 1))).mean(1)
+        hits += 0.8 in stats.mean_over_conditions(right, np.arange(n), share=True)
+        bootstrapped += 0.8 in stats.mean_over_conditions(right, np.arange(n), share=False, draws=500, seed=run)
+    assert hits / runs >= 0.95 and bootstrapped / runs < 0.9
 
 
 def test_a_difference_pairs_by_condition() -> None:
@@ -133,7 +149,7 @@ def test_a_difference_of_shares_counts_what_may_still_differ() -> None:
     conditions = np.arange(40)
     a, b = np.zeros(40), np.zeros(40)
     b[:5], a[5] = 1, 1
-    found = stats.mean_difference(a, conditions, b, conditions)
+    found = stats.mean_difference(a, conditions, b, conditions, share=True)
     z, total = 1.959964, 40 + 1.959964**2
     half = z * np.sqrt(((6 + z**2) / total - (4 / total) ** 2) / total)
     assert found.value == pytest.approx(-4 / 40)
@@ -145,7 +161,7 @@ def test_a_difference_of_shares_counts_what_may_still_differ() -> None:
 def test_what_differs_in_no_pair_may_still_differ(n: int, missed: float, samples: int) -> None:
     """What the interval excludes, n conditions would have missed in so few cases only; also with several samples of each."""
     right, conditions = np.tile(np.arange(samples) > 0, n).astype(float), np.arange(n).repeat(samples)
-    found = stats.mean_difference(right, conditions, right, conditions)
+    found = stats.mean_difference(right, conditions, right, conditions, share=True)
     assert found.value == 0 and found.high == -found.low and (1 - found.high) ** n <= missed
 
 
@@ -166,26 +182,10 @@ def test_rare_losses_are_covered_where_a_bootstrap_sees_none() -> None:
     for run in range(runs):
         lot = rng.random(48)
         difference = np.where(lot < 0.005, 1.0, np.where(lot < 0.025, -1.0, 0.0))
-        hits += -0.015 in stats.mean_difference(difference, conditions, nothing, conditions)
+        hits += -0.015 in stats.mean_difference(difference, conditions, nothing, conditions, share=True)
         thin = stats.mean_difference(difference, conditions, nothing, conditions, draws=500, seed=run, share=False)
         bootstrapped += -0.015 in thin
     assert hits / runs >= 0.95 and bootstrapped / runs < 0.8
-
-
-def test_wilson_matches_published_values() -> None:
-    # Newcombe 1998, table I, method 3.
-    for successes, n, low, high in (
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0, 0.1611),
-        (1, 29, 0.0061, 0.1718),
-    ):
-        interval = stats.wilson(successes, n)
-        assert interval.low == pytest.approx(low, abs=5e-5) and interval.high == pytest.approx(high, abs=5e-5)
-        assert interval.value == successes / n
-    assert np.isnan(stats.wilson(0, 0).value)
-    with pytest.raises(ValueError, match="5 successes of 4"):
-        stats.wilson(5, 4)
 
 
 def test_speedup_closed_form() -> None:

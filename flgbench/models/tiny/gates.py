@@ -22,7 +22,7 @@ from flgbench.contracts import Family, FamilyPreset
 from flgbench.data import shapes
 from flgbench.data.captions import captions_of
 from flgbench.metrics import sets
-from flgbench.metrics.stats import bootstrap_mean
+from flgbench.metrics.stats import mean_over_conditions
 from flgbench.metrics.table import ALL_METRICS
 from flgbench.metrics.truth import measure
 from flgbench.models.base import VideoModel
@@ -147,7 +147,7 @@ def _summary(measured: dict[str, np.ndarray], conditions: np.ndarray) -> dict[st
         if not seen.any():
             row[name] = {"mean": None, "n": 0}
             continue
-        found = bootstrap_mean(values[seen], conditions[seen], draws=2000, share=ALL_METRICS[name].unit == "share")
+        found = mean_over_conditions(values[seen], conditions[seen], draws=2000, share=ALL_METRICS[name].unit == "share")
         low, high = round(found.low, 4), round(found.high, 4)
         median = float(np.median(values[seen]))
         row[name] = {"mean": found.value, "low": low, "high": high, "median": median, "n": int(seen.sum())}
