@@ -63,10 +63,14 @@ class FamilyPreset:
 
 @dataclass(frozen=True)
 class Around:
-    """About what a clip takes besides its network passes: FLOPs of encoders and decoder, bytes beyond weights."""
+    """About what a clip takes besides its network passes: FLOPs of encoders and decoder, bytes beyond weights.
+
+    `decoder_bytes`: of the weights that turn latents into pixels.
+    """
 
     flops: int
     activation_bytes: int
+    decoder_bytes: int
 
 
 class Family(ABC):
@@ -120,7 +124,7 @@ class Family(ABC):
 
     def around(self, model: VideoModel) -> Around:
         """What clips of `model`, an `untrained` one on 'meta', take besides passes."""
-        return Around(0, 0)
+        return Around(0, 0, 0)
 
 
 @dataclass(frozen=True)

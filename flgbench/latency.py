@@ -22,7 +22,7 @@ from flgbench.registry import did_you_mean, registry
 from flgbench.sampling import SamplerSettings
 from flgbench.settings import Settings, build_settings
 from flgbench.sweeps import Variant, merged
-from flgbench.timing import weight_bytes
+from flgbench.timing import tensor_bytes, weight_bytes
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 HOUR = 3600.0
@@ -47,6 +47,7 @@ class LatencySettings(Settings):
     passes_only: tuple[str, ...] = Field((), description="of `names` those of which single passes are timed, no clips")
     pairs: int = Field(20, ge=1, description="timed conditions; from 2 on there are intervals")
     passes: int = Field(3, ge=1, description="single passes of each network timed before every condition")
+    encode_first: bool = Field(False, description="encode all conditions and free the encoders before the denoiser is made")
     compiled: bool = Field(False, description="also time networks whose blocks torch.compile made faster")
     device: Literal["cpu", "cuda"] = "cpu"
     dtype: Literal["fp32", "bf16"] = "fp32"
@@ -148,12 +149,16 @@ def estimate(settings: LatencySettings, cells: list[Cell], family: Family, clip:
     clips = settings.pairs * sum(cell.sampler.nfe * per_pass[cell.shape] + around.flops for cell in whole)
     modes = 2 if settings.compiled else 1
     rate, (name, room) = devices.matmul_rate(device, dtype), _room(device)
-    needed = weight_bytes(model) + around.activation_bytes
+    weights, denoiser = weight_bytes(model, unread=True), tensor_bytes(model.transformer)
+    if settings.encode_first:  # what stays beside the denoiser is the decoder
+        weights = max(weights - denoiser, denoiser + around.decoder_bytes)
+    needed = weights + around.activation_bytes
     found = Estimate(modes * (single + clips) / (REACHED * rate), needed, rate, name)
+    first = "" if settings.encode_first else "--encode-first, "
     if found.bytes > room:
         raise UsageError(
             f"--scale {settings.scale} at {size_text(clip)} needs {found.text()}, which has {room / 2**30:.3g} GiB free: "
-            f"give smaller --frames, --height, --width, another --scale or a larger device"
+            f"give {first}smaller --frames, --height, --width, another --scale or a larger device"
         )
     if device.type == "cpu" and found.seconds > HOUR:
         raise UsageError(

@@ -19,7 +19,7 @@ from flgbench.models import attention_backend
 from flgbench.models.base import StudentShape, VideoModel
 from flgbench.sampling import build_cache
 from flgbench.steps.loading import evaluation_factors
-from flgbench.stopwatch import COMPILED, EAGER, Lane, Rows, Stopwatch
+from flgbench.stopwatch import COMPILED, EAGER, Lane, Rows, Stopwatch, encode_all
 from flgbench.timing import now
 
 IDLE_SECONDS = 10.0
@@ -107,9 +107,10 @@ def measure(
     began = now()
     say("building the model")
     teacher = build()
-    lanes = make_lanes(teacher, cells, settings.compiled)
     images, captions = make_conditions(teacher, clip, settings.pairs)
     rows = Rows(settings.weights)
+    told = encode_all(teacher, images, captions, rows) if settings.encode_first else None
+    lanes = make_lanes(teacher, cells, settings.compiled)
     with attention_backend.preferring(order):
         watch = Stopwatch(
             lanes,
@@ -122,6 +123,7 @@ def measure(
             driver,
             idle_watts(driver),
             len(teacher.blocks),
+            told,
         )
         load_s = now() - began  # with what is read when first needed
         ran = observe(watch, order, settings.allow_fallback)

@@ -61,6 +61,10 @@ def latency(
     ] = "",
     pairs: Annotated[int, typer.Option(min=1, help="Timed conditions; 1 gives no intervals.")] = 20,
     passes: Annotated[int, typer.Option(min=1, help="Single passes of each network before every condition.")] = 3,
+    encode_first: Annotated[
+        bool,
+        typer.Option("--encode-first", help="Encode all conditions, then free the encoders, before the denoiser is made."),
+    ] = False,
     compiled: Annotated[bool, typer.Option("--compile", help="Also time every row with torch.compile.")] = False,
     device: Annotated[Device | None, typer.Option(help="Default: the GPU, if there is one.")] = None,
     dtype: Annotated[Dtype | None, typer.Option(help="Default: bf16 on a GPU, fp32 on a CPU.")] = None,
@@ -126,6 +130,7 @@ def latency(
         "passes_only": (*only, *(v.name for v in variants if v.method in only)),
         "pairs": pairs,
         "passes": passes,
+        "encode_first": encode_first,
         "compiled": compiled,
         "device": device,
         "dtype": dtype or (Dtype.bf16 if device == Device.cuda else Dtype.fp32),

@@ -16,7 +16,7 @@ from flgbench.latency import Cell
 from flgbench.models.base import Condition, VideoModel
 from flgbench.models.cache import FirstBlockCache
 from flgbench.sampling import generate
-from flgbench.timing import DeviceMemory, now, time_clip, warm_up, weight_bytes
+from flgbench.timing import DeviceMemory, Told, now, time_encoding, time_told, warm_up, weight_bytes
 
 EAGER, COMPILED = "eager", "compiled"
 WARM_SECONDS = 60.0  # of single passes of one network
@@ -64,6 +64,27 @@ def time_pass(model: VideoModel, x: torch.Tensor, condition: Condition) -> float
     return now() - began
 
 
+@torch.inference_mode()
+def time_encoders(model: VideoModel, images: torch.Tensor, captions: list[str], rows: Rows, i: int) -> None:
+    """Text and image encoder apart, of condition `i`."""
+    works = (lambda: model.encode_text(captions[i : i + 1]), lambda: model.encode_image(images[i : i + 1]))
+    for metric, work in zip(PARTS, works, strict=True):
+        began = now()
+        work()
+        rows.add("encoders", metric, now() - began, i)
+
+
+def encode_all(model: VideoModel, images: torch.Tensor, captions: list[str], rows: Rows) -> list[Told]:
+    """All conditions, encoded and timed; then the encoders' memory is given back, before the denoiser needs it."""
+    time_encoding(model, images[:1], captions[:1])  # the first call reads the encoders
+    told = []
+    for i in range(len(captions)):
+        time_encoders(model, images, captions, rows, i)
+        told.append(time_encoding(model, images[i : i + 1], captions[i : i + 1]))
+    model.release_encoders()
+    return told
+
+
 @dataclass
 class Stopwatch:
     """The measurement of all lanes. `say` is told what is being done."""
@@ -78,21 +99,23 @@ class Stopwatch:
     driver: Driver
     idle: float | None  # watts
     blocks: int  # of the teacher
+    told: list[Told] | None = None  # all conditions, where the encoders are gone (`encode_all`)
     warmups: dict[str, Any] = field(default_factory=dict)
     spent: dict[str, tuple[float, float]] = field(default_factory=lambda: defaultdict(lambda: (0.0, 0.0)))
 
     def __post_init__(self) -> None:
         model = self.lanes[0].model
-        self.condition = self._told(0)
+        self.condition = self._told(0).condition
         self.noise = torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(0)).to(model.device)
         # Lanes of one network and mode share its passes: the first of them speaks for all.
         self.networks: dict[int, list[Lane]] = defaultdict(list)
         for lane in self.lanes:
             self.networks[id(lane.model)].append(lane)
 
-    @torch.inference_mode()
-    def _told(self, i: int) -> Condition:
-        return self.lanes[0].model.condition(self.images[i : i + 1], self.captions[i : i + 1])
+    def _told(self, i: int) -> Told:
+        if self.told is not None:
+            return self.told[i]
+        return time_encoding(self.lanes[0].model, self.images[i : i + 1], self.captions[i : i + 1])
 
     def warm(self) -> None:
         """First calls, recorded as such; then single passes until three agree; then each lane's own loop once."""
@@ -129,14 +152,9 @@ class Stopwatch:
         for lane in self.lanes:
             self._energy(lane, lane.name in whole)
 
-    @torch.inference_mode()
     def _encoders(self, i: int) -> None:
-        model = self.lanes[0].model
-        works = (lambda: model.encode_text(self.captions[i : i + 1]), lambda: model.encode_image(self.images[i : i + 1]))
-        for metric, work in zip(PARTS, works, strict=True):
-            began = now()
-            work()
-            self.rows.add("encoders", metric, now() - began, i)
+        if self.told is None:
+            time_encoders(self.lanes[0].model, self.images, self.captions, self.rows, i)
 
     def _passes(self, i: int) -> None:
         for repeat in range(self.passes):
@@ -146,11 +164,10 @@ class Stopwatch:
                     self.rows.add(lane.name, "pass_s", seconds, i, repeat)
 
     def _clip(self, lane: Lane, i: int) -> None:
-        one = slice(i, i + 1)
         before = self.driver.joules() if self.driver.handle is not None else 0.0
         passed, kept = lane.model.tally.passes, len(lane.model.blocks) / self.blocks
         with DeviceMemory() as memory:
-            times = time_clip(lane.model, lane.cell.sampler, self.images[one], self.captions[one], i, cache=lane.cache)
+            times = time_told(lane.model, lane.cell.sampler, self._told(i), i, cache=lane.cache)
         joules = (self.driver.joules() - before) if self.driver.handle is not None else 0.0
         spent, energy = self.spent[lane.name]
         self.spent[lane.name] = spent + times["end_to_end_s"], energy + joules

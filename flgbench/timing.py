@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from flgbench.models.base import VideoModel
+from flgbench.models.base import Condition, VideoModel
 from flgbench.models.cache import FirstBlockCache
+from flgbench.models.parts import Part
 from flgbench.sampling import SamplerSettings, generate
 
 WARM_SECONDS = 1.0
@@ -42,7 +44,14 @@ def warm_up(once: Callable[[], float], most: int = 10, seconds: float = WARM_SEC
             return {"runs": len(taken), "settled": settled}
 
 
-@torch.inference_mode()
+@dataclass(frozen=True)
+class Told:
+    """A clip's condition, and the seconds of its text and image encoding."""
+
+    condition: Condition
+    seconds: float
+
+
 def time_clip(
     model: VideoModel,
     sampler: SamplerSettings,
@@ -54,21 +63,49 @@ def time_clip(
     inputs: Mapping[str, torch.Tensor] | None = None,
 ) -> dict[str, float]:
     """Seconds of each stage for one clip; reading its `inputs` (see `VideoModel.with_inputs`) counts as text."""
+    return time_told(model, sampler, time_encoding(model, image, caption, inputs), condition, batched_cfg, cache)
+
+
+@torch.inference_mode()
+def time_encoding(
+    model: VideoModel, image: torch.Tensor, caption: list[str], inputs: Mapping[str, torch.Tensor] | None = None
+) -> Told:
+    """One clip's condition and the seconds it took."""
+    began = now()
+    condition = model.with_inputs(model.condition(image, caption), inputs or {})
+    return Told(condition, now() - began)
+
+
+@torch.inference_mode()
+def time_told(
+    model: VideoModel,
+    sampler: SamplerSettings,
+    told: Told,
+    condition: int,
+    batched_cfg: bool = False,
+    cache: FirstBlockCache | None = None,
+) -> dict[str, float]:
+    """As `time_clip`, of a clip that was `told` to the model before."""
     marks = [now()]
-    told = model.with_inputs(model.condition(image, caption), inputs or {})
-    marks.append(now())
-    latents, _ = generate(model, told, [(condition, 0)], sampler, batched_cfg, cache)
+    latents, _ = generate(model, told.condition, [(condition, 0)], sampler, batched_cfg, cache)
     marks.append(now())
     model.decode(latents)
     marks.append(now())
-    text, denoise, decode = (b - a for a, b in zip(marks[:-1], marks[1:], strict=True))
-    return dict(zip(STAGES, (text, denoise, decode, marks[-1] - marks[0]), strict=True))
+    denoise, decode = (b - a for a, b in zip(marks[:-1], marks[1:], strict=True))
+    return dict(zip(STAGES, (told.seconds, denoise, decode, told.seconds + denoise + decode), strict=True))
 
 
-def weight_bytes(model: VideoModel) -> int:
-    """Bytes of the weights of all parts of a model, each once: denoiser, autoencoder, encoders."""
-    held = [getattr(part, "loaded", part) for part in model.held()]  # what is read when needed counts once it is
-    parts = [part for part in held if isinstance(part, nn.Module)]
+def weight_bytes(model: VideoModel, unread: bool = False) -> int:
+    """Bytes of the weights of all parts of a model, each once: denoiser, autoencoder, encoders.
+
+    A part that is read when it is first needed counts once it is; with `unread` it is read now.
+    """
+    held = [(part.get() if unread else part.loaded) if isinstance(part, Part) else part for part in model.held()]
+    return tensor_bytes(*(part for part in held if isinstance(part, nn.Module)))
+
+
+def tensor_bytes(*parts: nn.Module) -> int:
+    """Bytes of the parameters and buffers of `parts`, each once."""
     tensors = {id(t): t for part in parts for t in (*part.parameters(), *part.buffers())}
     return sum(t.numel() * t.element_size() for t in tensors.values())
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from conftest import Flgbench, assert_refused
 
-from flgbench import environment, latency
+from flgbench import environment, latency, latency_document, stopwatch
 from flgbench.contracts import FamilyPreset
 from flgbench.devices import Driver
 from flgbench.errors import UsageError
@@ -22,6 +22,7 @@ from flgbench.interleaving import interleaved, seldom_timed, timed_clips
 from flgbench.models import attention_backend
 from flgbench.models.base import StudentShape
 from flgbench.models.families import WanXFamily
+from flgbench.models.parts import Part
 from flgbench.models.wanx import WanX
 from flgbench.peaks import peak
 from flgbench.registry import registry
@@ -90,6 +91,35 @@ def test_single_passes_and_one_condition_say_what_they_lack(flgbench: Flgbench, 
     assert rows["dmd2"]["denoise_s"]["value"] > 0 and "euler" in rows["dmd2"]["nominal"]["reason"]
     table = (tmp_path / "o/latency.md").read_text()
     assert "no whole clips were made" in table and "no reference" in table
+
+
+@pytest.mark.parametrize("family", ["wanx", "hunyuan"])
+def test_conditions_are_encoded_before_the_denoiser_is_made(family: str, flgbench: Flgbench, tmp_path: Path) -> None:
+    sized = ("--frames", "5", "--height", "32", "--width", "32", "--passes", "1", "--threads", "1", "--json")
+    said = ("--model", family, "--weights", "random", "--methods", "dmd2,fastlightgen", "--pairs", "2", "--encode-first")
+    code, out, err = flgbench("latency", *said, *sized)
+    assert code == 0, err
+    assert [row["values"]["text_s"]["n"] for row in json.loads(out)["rows"]] == [2, 2]
+    rows = json.loads((tmp_path / "flgbench-latency/latency.json").read_text())["rows"]
+    # One encoding of each condition, told to every row.
+    once = {(r["row"], r["condition"]): r["value"] for r in rows if r["metric"] == "text_s"}
+    assert once["dmd2", 0] == once["fastlightgen", 0] != once["dmd2", 1] == once["fastlightgen", 1]
+    for metric in ("encode_text_s", "encode_image_s"):
+        assert [r["condition"] for r in rows if r["metric"] == metric] == [0, 1]
+    by = {(r["row"], r["metric"], r["condition"]): r["value"] for r in rows}
+    parts = (by["dmd2", part, 1] for part in ("text_s", "denoise_s", "decode_s"))
+    assert by["dmd2", "end_to_end_s", 1] == pytest.approx(sum(parts))
+
+
+@pytest.mark.parametrize("family", ["wanx", "hunyuan"])
+def test_encoders_are_gone_before_the_denoiser_is_there(family: str) -> None:
+    made: Any = registry("families").get(family)(None, None).untrained("tiny", (5, 32, 32), "cpu", torch.float32)
+    images, captions = latency_document.make_conditions(made, (5, 32, 32), 2)
+    told = stopwatch.encode_all(made, images, captions, stopwatch.Rows("random"))
+    assert all(part.loaded is None for part in made.held() if isinstance(part, Part)) and len(made.held()) > 4
+    assert [len(t.condition) for t in told] == [1, 1] and all(t.seconds > 0 for t in told)
+    again = made.condition(images, captions)
+    torch.testing.assert_close(torch.cat([t.condition.text for t in told]), again.text)
 
 
 def test_a_speed_up_from_one_condition_has_no_interval() -> None:
@@ -172,6 +202,23 @@ def test_the_full_size_is_weighed_before_it_is_built(flgbench: Flgbench) -> None
     found = re.search(r"and ([0-9.]+) GiB on", refused[2])
     # 16.4 B of the denoiser and 5.7 B of the text encoder in 16 bits, 0.8 B around them in 32, and what a clip takes.
     assert found and 48 < float(found[1]) < 56
+
+
+def test_encoding_first_needs_the_larger_of_two_not_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "free_memory", lambda: 2**50)
+    family, needed = WanXFamily(), {}
+    for first in (False, True):
+        values = {"scale": "5b", "names": ("euler",), "passes_only": ("euler",), "pairs": 1, "dtype": "bf16"}
+        settings = latency.LatencySettings(**values, weights="random", encode_first=first)
+        cells = latency.find_cells(settings, family.preset("5b"))
+        needed[first] = latency.estimate(settings, cells, family, (5, 64, 64)).bytes / 1e9
+    # 5.0 B of the denoiser and 5.68 B of the text encoder in 16 bits, 0.70 B of the autoencoder in 32.
+    assert needed[False] == pytest.approx(10.0 + 11.36 + 2.82, abs=0.1)
+    assert needed[True] == pytest.approx(11.36 + 2.82, abs=0.1)
+    monkeypatch.setattr(environment, "free_memory", lambda: 20e9 + latency.LIBRARIES)
+    with pytest.raises(UsageError, match="give --encode-first, smaller"):
+        latency.estimate(settings.model_copy(update={"encode_first": False}), cells, family, (5, 64, 64))
+    latency.estimate(settings, cells, family, (5, 64, 64))
 
 
 def test_what_others_took_of_the_memory_is_not_free(flgbench: Flgbench, monkeypatch: pytest.MonkeyPatch) -> None:

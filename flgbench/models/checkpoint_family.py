@@ -17,6 +17,7 @@ from flgbench.models.base import Placement, VideoModel
 from flgbench.models.diffusers_folder import ClipSettings, DiffusersFolder, P, locate
 from flgbench.shipped import HASHES
 from flgbench.store import sha256
+from flgbench.timing import tensor_bytes
 
 WEIGHTS = Path(__file__).parent / "weights"
 TINY = "tiny"
@@ -82,7 +83,8 @@ class CheckpointFamily(Family, Generic[P]):
 
     def around(self, model: VideoModel) -> Around:
         module = import_module(self.random_weights)
-        return Around(module.around_flops(model), module.activation_bytes(model))
+        decoder: Any = model
+        return Around(module.around_flops(model), module.activation_bytes(model), tensor_bytes(decoder.vae))
 
 
 def real_placement() -> Placement:

@@ -24,12 +24,15 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
+from flgbench.models.base import Placement
 from flgbench.models.flops import JointPassFlops, hunyuan_pass_flops
 from flgbench.models.hunyuan import Hunyuan
+from flgbench.models.hunyuan_attention import prepared
 from flgbench.models.hunyuan_presets import CHECKPOINTS, HunyuanCheckpoint, words_read
 from flgbench.models.hunyuan_reader import TextReader
 from flgbench.models.hunyuan_vae import fold_convolutions
-from flgbench.models.random_weights import born, check_clip, counted
+from flgbench.models.parts import configuration
+from flgbench.models.random_weights import check_clip, counted, random_part
 from flgbench.models.tiny import hunyuan as tiny
 from flgbench.models.tiny import hunyuan_text, hunyuan_vae
 from flgbench.models.tiny.wanx import TEXT_LENGTH
@@ -91,49 +94,55 @@ def build(scale: str, clip: tuple[int, int, int], device: str, dtype: torch.dtyp
 
 
 def assemble(checkpoint: HunyuanCheckpoint, clip: tuple[int, int, int], device: str, dtype: torch.dtype) -> Hunyuan:
-    """A model built like `checkpoint` for clips of (frames, height, width), all parts there, frozen.
+    """A model built like `checkpoint` for clips of (frames, height, width), each part made when it is first needed, frozen.
 
     The denoiser and the text encoders are in `dtype`, the autoencoder in fp32. Raises UsageError for a clip that the
     architecture cannot make.
     """
     space = checkpoint.vae.get("spatial_compression_ratio", 8) * checkpoint.transformer["patch_size"]
     check_clip(clip, checkpoint.vae.get("temporal_compression_ratio", 4), (space, space), example=129)
-    with born(device, dtype):
-        denoiser = HunyuanVideoTransformer3DModel(**checkpoint.transformer)
-        reader = _reader(checkpoint)
-    with born(device, torch.float32):
-        vae = AutoencoderKLHunyuanVideo(**checkpoint.vae)
-    for module in (denoiser, vae, reader.text_encoder, reader.text_encoder_2):
-        module.requires_grad_(False).eval()
-    if checkpoint is TINY:  # as the shipped one: clips whole, and faster on a CPU
-        vae = fold_convolutions(vae)
-    return Hunyuan(denoiser, vae, reader, clip, checkpoint.negative_caption)
+
+    def denoiser() -> Any:
+        return prepared(HunyuanVideoTransformer3DModel(**checkpoint.transformer))
+
+    def vae() -> Any:
+        made = AutoencoderKLHunyuanVideo(**checkpoint.vae)
+        return fold_convolutions(made) if checkpoint is TINY else made  # as the shipped one: clips whole, faster on a CPU
+
+    return Hunyuan(
+        random_part(denoiser, device, dtype, configuration(HunyuanVideoTransformer3DModel, checkpoint.transformer)),
+        random_part(vae, device, torch.float32, configuration(AutoencoderKLHunyuanVideo, checkpoint.vae)),
+        _reader(checkpoint, device, dtype),
+        clip,
+        checkpoint.negative_caption,
+        placement=Placement(device, dtype),
+    )
 
 
-def _reader(checkpoint: HunyuanCheckpoint) -> TextReader:
+def _reader(checkpoint: HunyuanCheckpoint, device: str, dtype: torch.dtype) -> TextReader:
     tokenizer, caption_tokenizer = hunyuan_text.build_tokenizer(), build_caption_tokenizer()
     ids = {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": 1}
     vision = CLIPVisionConfig(**checkpoint.vision)
     patches = image_tokens(checkpoint.vision)
-    llava = LlavaForConditionalGeneration(
-        LlavaConfig(
-            text_config=LlamaConfig(**{"vocab_size": len(tokenizer)} | dict(checkpoint.text_encoder), **ids),
-            vision_config=vision,
-            image_token_index=hunyuan_text.SPECIAL.index("<image>"),
-            image_seq_length=patches,
-            vision_feature_layer=-2,
-            pad_token_id=0,
-        )
+    told = LlavaConfig(
+        text_config=LlamaConfig(**{"vocab_size": len(tokenizer)} | dict(checkpoint.text_encoder), **ids),
+        vision_config=vision,
+        image_token_index=hunyuan_text.SPECIAL.index("<image>"),
+        image_seq_length=patches,
+        vision_feature_layer=-2,
+        pad_token_id=0,
     )
-    clip = CLIPTextModel(CLIPTextConfig(**{"vocab_size": len(caption_tokenizer)} | dict(checkpoint.text_encoder_2), **ids))
+    pooled = CLIPTextConfig(**{"vocab_size": len(caption_tokenizer)} | dict(checkpoint.text_encoder_2), **ids)
+    llava = random_part(lambda: LlavaForConditionalGeneration(told), device, dtype)
+    clip = random_part(lambda: CLIPTextModel(pooled), device, dtype)
     side = {"height": vision.image_size, "width": vision.image_size}
     processor = CLIPImageProcessor(size=side, do_center_crop=False)
-    told, starts = hunyuan_text.TEMPLATE, CAPTION_STARTS
+    own, starts = hunyuan_text.TEMPLATE, CAPTION_STARTS
     if checkpoint is TINY:
-        starts = told["crop_start"]
+        starts = own["crop_start"]
     # TEMPLATE starts with the image and two words; more of them bring the caption to its place.
-    filled = " ".join(["<|end_header_id|>"] * (starts - told["crop_start"]))
-    template = {**told, "template": told["template"].replace("<image>", f"<image> {filled}"), "crop_start": starts}
+    filled = " ".join(["<|end_header_id|>"] * (starts - own["crop_start"]))
+    template = {**own, "template": own["template"].replace("<image>", f"<image> {filled}"), "crop_start": starts}
     template |= {"image_emb_end": patches, "image_emb_len": patches}
     return FilledReader(llava, tokenizer, clip, caption_tokenizer, processor, template, checkpoint.text_length)
 

@@ -20,7 +20,7 @@ from flgbench.models.base import Placement
 
 @dataclass
 class Part:
-    """A part of a checkpoint that `read` brings into memory when it is first asked for; copies of a model share it.
+    """A part of a model that `read` brings into memory when it is first asked for; copies of the model share it.
 
     `config`: the part's settings by name, known without reading its weights.
     """
@@ -80,9 +80,12 @@ def part(
             )
         return prepare(module.requires_grad_(False).eval())
 
-    # Older checkpoints leave out what their class has a default for.
-    defaults = {name: p.default for name, p in inspect.signature(cls.__init__).parameters.items()}
-    return Part(read, defaults | json.loads((folder / "config.json").read_text()))
+    return Part(read, configuration(cls, json.loads((folder / "config.json").read_text())))
+
+
+def configuration(cls: Any, told: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a model of `cls` that is `told` some of them, as older checkpoints are: for others it has defaults."""
+    return {name: p.default for name, p in inspect.signature(cls.__init__).parameters.items()} | dict(told)
 
 
 class Held:

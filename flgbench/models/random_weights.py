@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from flgbench.errors import UsageError
+from flgbench.models.parts import Part
 
 
 @contextmanager
@@ -23,6 +25,18 @@ def born(device: str, dtype: torch.dtype) -> Iterator[None]:
             yield
     finally:
         torch.set_default_dtype(before)
+
+
+def random_part(
+    make: Callable[[], nn.Module], device: str, dtype: torch.dtype, config: Mapping[str, Any] | None = None
+) -> Part:
+    """What `make` makes, frozen, in eval mode, on `device` in `dtype`, when it is first needed; `config` as in `Part`."""
+
+    def read() -> nn.Module:
+        with born(device, dtype):
+            return make().requires_grad_(False).eval()
+
+    return Part(read, config or {})
 
 
 def check_clip(clip: tuple[int, int, int], every: int, steps: tuple[int, int], example: int = 81) -> None:

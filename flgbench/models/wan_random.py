@@ -15,13 +15,15 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
 
 from flgbench.data.captions import NEGATIVE_CAPTION
+from flgbench.models.base import Placement
 from flgbench.models.flops import PassFlops, wan_pass_flops
 from flgbench.models.folded_conv import fold_convolutions
-from flgbench.models.random_weights import born, check_clip, counted
+from flgbench.models.parts import configuration
+from flgbench.models.random_weights import check_clip, counted, random_part
 from flgbench.models.tiny import wanx as tiny
 from flgbench.models.tiny import wanx_vae as tiny_vae
 from flgbench.models.wan_presets import CHECKPOINTS, WanCheckpoint
-from flgbench.models.wanx import WanX, cast
+from flgbench.models.wanx import WanX, cast, ready
 
 TINY = WanCheckpoint(
     "",
@@ -50,7 +52,7 @@ def build(scale: str, clip: tuple[int, int, int], device: str, dtype: torch.dtyp
 
 
 def assemble(checkpoint: WanCheckpoint, clip: tuple[int, int, int], device: str, dtype: torch.dtype) -> WanX:
-    """A model built like `checkpoint` for clips of (frames, height, width), all parts there, frozen.
+    """A model built like `checkpoint` for clips of (frames, height, width), each part made when it is first needed, frozen.
 
     The denoiser and the text encoder are in `dtype`, the autoencoder and the image encoder in fp32, as Wan runs them.
     Raises UsageError for a clip that the architecture cannot make.
@@ -58,25 +60,33 @@ def assemble(checkpoint: WanCheckpoint, clip: tuple[int, int, int], device: str,
     space = checkpoint.vae.get("scale_factor_spatial", 8)
     _, down, across = checkpoint.transformer["patch_size"]
     check_clip(clip, checkpoint.vae.get("scale_factor_temporal", 4), (space * down, space * across))
-    with born(device, dtype):
-        denoiser = cast(WanTransformer3DModel(**checkpoint.transformer), dtype)
-        ids = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
-        vocabulary = {"vocab_size": len(tiny.build_tokenizer())} | dict(checkpoint.text_encoder)
-        text_encoder = UMT5EncoderModel(UMT5Config(**ids, **vocabulary))
-    with born(device, torch.float32):
-        vae = AutoencoderKLWan(**checkpoint.vae)
-        around: dict[str, Any] = {}
-        if checkpoint.image_encoder is not None:
-            around["image_encoder"] = CLIPVisionModel(CLIPVisionConfig(**checkpoint.image_encoder))
-    if checkpoint.image_encoder is not None:
+    ids = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
+    text = UMT5Config(**ids, **{"vocab_size": len(tiny.build_tokenizer())} | dict(checkpoint.text_encoder))
+    folded = checkpoint is TINY and device == "cpu"  # as the shipped one: faster there, and too large for long clips
+
+    def denoiser() -> Any:
+        return ready(cast(WanTransformer3DModel(**checkpoint.transformer), dtype))
+
+    def vae() -> Any:
+        made = AutoencoderKLWan(**checkpoint.vae)
+        return fold_convolutions(made) if folded else made
+
+    around: dict[str, Any] = {}
+    if (seen := checkpoint.image_encoder) is not None:
+        around["image_encoder"] = random_part(lambda: CLIPVisionModel(CLIPVisionConfig(**seen)), device, torch.float32)
         around["image_processor"] = CLIPImageProcessor()  # whose defaults are CLIP's: 224 pixels, bicubic
-    for module in (denoiser, text_encoder, vae, *(m for m in around.values() if isinstance(m, torch.nn.Module))):
-        module.requires_grad_(False).eval()
-    if checkpoint is TINY and device == "cpu":  # as the shipped one: faster there, and too large for long clips
-        vae = fold_convolutions(vae)
-    parts = (denoiser, vae, text_encoder, tiny.build_tokenizer())
-    told = (clip, checkpoint.text_length, checkpoint.negative_caption)
-    return WanX(*parts, *told, per_token_times=checkpoint.per_token_times, **around)
+    return WanX(
+        random_part(denoiser, device, dtype, configuration(WanTransformer3DModel, checkpoint.transformer)),
+        random_part(vae, device, torch.float32, configuration(AutoencoderKLWan, checkpoint.vae)),
+        random_part(lambda: UMT5EncoderModel(text), device, dtype),
+        tiny.build_tokenizer(),
+        clip,
+        checkpoint.text_length,
+        checkpoint.negative_caption,
+        per_token_times=checkpoint.per_token_times,
+        placement=Placement(device, dtype),
+        **around,
+    )
 
 
 def pass_flops(model: Any) -> PassFlops:
