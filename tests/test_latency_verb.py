@@ -13,13 +13,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import Flgbench, assert_refused
+from torch import nn
 
 from flgbench import environment, latency, latency_document, stopwatch
 from flgbench.contracts import FamilyPreset
 from flgbench.devices import Driver
 from flgbench.errors import UsageError
 from flgbench.interleaving import interleaved, seldom_timed, timed_clips
-from flgbench.models import attention_backend
+from flgbench.models import attention_backend, random_weights
 from flgbench.models.base import StudentShape
 from flgbench.models.families import WanXFamily
 from flgbench.models.parts import Part
@@ -120,6 +121,17 @@ def test_encoders_are_gone_before_the_denoiser_is_there(family: str) -> None:
     assert [len(t.condition) for t in told] == [1, 1] and all(t.seconds > 0 for t in told)
     again = made.condition(images, captions)
     torch.testing.assert_close(torch.cat([t.condition.text for t in told]), again.text)
+
+
+def test_random_weights_are_spread_as_their_layers_ask_and_repeat() -> None:
+    with random_weights.born("cpu", torch.bfloat16):
+        large, small = nn.Linear(2048, 1536), nn.Linear(64, 64)
+    drawn, weight = random_weights.DRAWN, large.weight.detach().float().view(-1)
+    assert large.weight.dtype == torch.bfloat16 and len(weight) == 3 * drawn
+    assert torch.equal(weight[:drawn], weight[drawn : 2 * drawn]) and torch.equal(weight[:drawn], weight[2 * drawn :])
+    bound = 2048**-0.5  # torch's default for a linear layer: uniform up to it
+    assert weight.abs().max() <= 1.01 * bound and weight.std() == pytest.approx(bound / 3**0.5, rel=0.01)
+    assert len(small.weight.unique()) > 1000
 
 
 def test_a_speed_up_from_one_condition_has_no_interval() -> None:

@@ -8,19 +8,37 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from flgbench.errors import UsageError
 from flgbench.models.parts import Part
 
+DRAWN = 2**20  # random numbers of a weight, which then repeat
+
+
+class RepeatedDraws(TorchDispatchMode):
+    """While open, random fills of large tensors repeat: to draw ten billion numbers takes a CPU five minutes."""
+
+    fills = (torch.ops.aten.uniform_.default, torch.ops.aten.normal_.default)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func not in self.fills or args[0].numel() <= DRAWN or args[0].is_meta:
+            return func(*args, **(kwargs or {}))
+        filled = args[0].view(-1)
+        func(filled[:DRAWN], *args[1:], **(kwargs or {}))
+        for part in filled[DRAWN:].split(DRAWN):
+            part.copy_(filled[: len(part)])
+        return args[0]
+
 
 @contextmanager
 def born(device: str, dtype: torch.dtype) -> Iterator[None]:
-    """While open, modules are made on `device` in `dtype`."""
+    """While open, modules are made on `device` in `dtype`; their weights are random, and repeat where they are large."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        with torch.device(device), torch.random.fork_rng(devices=[]):
+        with torch.device(device), RepeatedDraws(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             yield
     finally:
