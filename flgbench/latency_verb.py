@@ -179,10 +179,10 @@ def _say(text: str) -> None:
 
 def _finish(document: dict[str, Any], out: Path, as_json: bool) -> None:
     from flgbench.store import write_json
-    from reports import latency_report
+    from reports import latency_figure, latency_report
 
     write_json(out / "latency.json", document)
-    paths = [out / "latency.json", *latency_report.build(document, out)]
+    paths = [out / "latency.json", *latency_figure.build(document, out)]
     if as_json:
         summary = [row.record() for row in latency_report.summaries(document)]
         print(json.dumps({"rows": summary, "machine": document["machine"], "files": [str(path) for path in paths]}))

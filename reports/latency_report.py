@@ -1,4 +1,4 @@
-"""Table and figure of `flgbench latency`, from the document it wrote: all numbers are derived from its samples here.
+"""Table of `flgbench latency`, from the document it wrote: all numbers are derived from its samples here.
 
 Medians over conditions; speed-ups over the reference row of the same mode, paired by condition, with 95 % intervals from two
 conditions on. A missing number keeps its reason.
@@ -6,25 +6,16 @@ conditions on. A missing number keeps its reason.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.axes import Axes
 
 from flgbench.metrics.stats import Interval, speedup
-from reports.style import INK, MUTED, PAGE, save, short, style
-from reports.tables import Column, Entry, Row, Table, write
+from reports.tables import Column, Entry, Row, Table
 
 STAGES = ("text_s", "denoise_s", "decode_s")
-STAGE_LOOKS = {
-    "text_s": ("#56b4e9", "text, first frame"),
-    "denoise_s": ("#0072b2", "denoising"),
-    "decode_s": ("#e69f00", "decoding"),
-}
 NO_CLIPS = "no whole clips were made, by --passes-only"
 
 
@@ -150,7 +141,7 @@ def _speedup(samples: _Samples, reference: str, row: str, metric: str) -> Measur
     return Measured(found.value, found.low, found.high, found.n)
 
 
-def _seconds(value: float) -> str:
+def seconds_text(value: float) -> str:
     return f"{value:.3g}" if value >= 0.1 else f"{value:.2g}"
 
 
@@ -171,14 +162,14 @@ class _Shown:
 
 SHOWN = (
     _Shown("flops", "pass", "TFLOP", lambda v: f"{v / 1e12:.4g}", "FLOPs of a pass by formula, attention included"),
-    _Shown("pass_s", "pass", "s", _seconds, "a bare network pass, one clip"),
+    _Shown("pass_s", "pass", "s", seconds_text, "a bare network pass, one clip"),
     _Shown("mfu", "MFU", "%", lambda v: f"{100 * v:.1f}", "share of the device's dense peak that a pass reaches"),
-    _Shown("text_s", "text, frame", "s", _seconds, "encoding of captions and first frame"),
-    _Shown("denoise_s", "denoise", "s", _seconds, "all passes of a clip with their loop"),
-    _Shown("from_passes_s", "NFE × pass", "s", _seconds, "what they take without a loop"),
+    _Shown("text_s", "text, frame", "s", seconds_text, "encoding of captions and first frame"),
+    _Shown("denoise_s", "denoise", "s", seconds_text, "all passes of a clip with their loop"),
+    _Shown("from_passes_s", "NFE × pass", "s", seconds_text, "what they take without a loop"),
     _Shown("overhead", "loop", "%", lambda v: f"{100 * v:.2g}", "what the loop takes beyond its passes"),
-    _Shown("decode_s", "decode", "s", _seconds, "latents to pixels on the host"),
-    _Shown("end_to_end_s", "clip", "s", _seconds, "all of it"),
+    _Shown("decode_s", "decode", "s", seconds_text, "latents to pixels on the host"),
+    _Shown("end_to_end_s", "clip", "s", seconds_text, "all of it"),
     _Shown("nominal", "nominal", "", _ratio, "NFE × kept blocks, arithmetic"),
     _Shown("work", "by FLOPs", "", _ratio, "NFE × FLOPs of a pass, arithmetic"),
     _Shown("denoise", "denoise speed-up", "", _ratio, "measured over the reference of the same mode"),
@@ -214,7 +205,7 @@ def table(document: dict[str, Any]) -> Table:
         label = found.label if found.mode == "eager" else f"{found.label}, compiled"
         rows.append(Row(found.row, label, found.mode, entries))
     legend = "; ".join(f"{s.title} ({s.unit}): {s.meaning}" if s.unit else f"{s.title}: {s.meaning}" for s in SHOWN)
-    return Table("latency", _title(document), _caption(document), columns, tuple(rows), legend + ".")
+    return Table("latency", title_of(document), _caption(document), columns, tuple(rows), legend + ".")
 
 
 def _entry(found: Measured, text: Callable[[float], str]) -> Entry:
@@ -225,7 +216,7 @@ def _entry(found: Measured, text: Callable[[float], str]) -> Entry:
     return Entry(text(found.value), found.value, found.low, found.high, text(found.low), text(found.high), found.n)
 
 
-def _title(document: dict[str, Any]) -> str:
+def title_of(document: dict[str, Any]) -> str:
     settings = document["settings"]
     frames, height, width = settings["clip"]
     return f"{settings['model']} {settings['scale']}, {frames} frames of {height}×{width}, {settings['dtype']}"
@@ -252,61 +243,4 @@ def lines(document: dict[str, Any]) -> list[str]:
     widths = [max(len(row[i]) for row in grid) for i in range(len(grid[0]))]
     made = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in grid]
     missing = {v.reason: s.title for found in summaries(document) for s in shown if (v := found.values[s.key]).reason}
-    return [_title(document), _caption(document), *made, *(f"{title}: {reason}" for reason, title in missing.items())]
-
-
-def figure(document: dict[str, Any], out: Path) -> list[Path]:
-    """Seconds of a clip by row, stacked by stage, beside nominal and measured speed-ups: figures/latency.png, .pdf."""
-    found = [s for s in summaries(document) if s.values["end_to_end_s"].value is not None]
-    if not found:
-        return []
-    with style():
-        size = (PAGE, 0.34 * len(found) + 1.15)
-        drawn, (left, right) = plt.subplots(1, 2, figsize=size, sharey=True, width_ratios=(1.25, 1))
-        _stages(left, found)
-        _speedups(right, found)
-        names = [short(s.label if s.mode == "eager" else f"{s.label}, compiled", 34) for s in found]
-        left.set_yticks(range(len(found)), names)
-        left.set_ylim(len(found) - 0.4, -0.6)
-        drawn.suptitle(_title(document), fontsize=8, fontweight="bold", x=0.01, ha="left")
-        for axes in (axes for axes in (left, right) if axes.get_legend_handles_labels()[0]):
-            axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 0.99), ncols=3, fontsize=6, frameon=False, handlelength=1.2)
-        return save(drawn, out, "latency")
-
-
-def _stages(axes: Axes, found: Sequence[Summary]) -> None:
-    for y, row in enumerate(found):
-        start = 0.0
-        for stage, (colour, label) in STAGE_LOOKS.items():
-            seconds = row.values[stage].value or 0.0
-            axes.barh(y, seconds, left=start, height=0.62, color=colour, lw=0, label=label if y == 0 else None)
-            start += seconds
-        axes.annotate(f"{_seconds(start)} s", (start, y), (3, 0), textcoords="offset points", va="center", fontsize=6.5)
-    axes.set_xlabel("seconds per clip")
-    axes.margins(x=0.14)
-    axes.grid(axis="y", visible=False)
-    axes.tick_params(axis="y", length=0)
-
-
-def _speedups(axes: Axes, found: Sequence[Summary]) -> None:
-    looks = (("nominal", "|", MUTED, "nominal"), ("denoise", "o", "#0072b2", "denoising"), ("end_to_end", "s", INK, "clip"))
-    for y, row in enumerate(found):
-        for offset, (key, marker, colour, label) in zip((0.0, -0.13, 0.13), looks, strict=True):
-            value = row.values[key]
-            if value.value is None:
-                continue
-            size = 11 if marker == "|" else 4
-            told = label if y == 0 else None
-            axes.plot(value.value, y + offset, marker=marker, ms=size, color=colour, ls="", label=told, zorder=3)
-            if value.low is not None and value.high is not None:
-                axes.plot([value.low, value.high], [y + offset] * 2, color=colour, lw=1)
-    axes.set_xscale("log")
-    axes.set_xlabel("speed-up over the reference (log scale)")
-    axes.xaxis.set_major_formatter(lambda v, _: f"{v:g}×")
-    axes.grid(axis="y", visible=False)
-    axes.tick_params(axis="y", length=0)
-
-
-def build(document: dict[str, Any], out: Path) -> list[Path]:
-    """latency.md, .csv, .tex and the figure."""
-    return [*write([table(document)], out, "latency"), *figure(document, out)]
+    return [title_of(document), _caption(document), *made, *(f"{title}: {reason}" for reason, title in missing.items())]
