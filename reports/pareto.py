@@ -115,7 +115,7 @@ def build(run: RunData, out: Path) -> list[Path]:
             [(_value(p.latency), shown.scale * _value(p.quality)) for p in found],
             [short(p.label) for p in found],
             [legible(look[p.cell].colour) for p in found],
-            [_box(p, shown.scale) for p in found] + _steps(front),
+            [line for p in found for line in _cross(p, shown.scale)] + _steps(front),
         )
         return save(figure, out, "pareto")
 
@@ -144,13 +144,13 @@ def _value(e: Estimate) -> float:
     return e.value
 
 
-def _box(p: Point, scale: float) -> tuple[float, float, float, float]:
-    """What the whiskers cover, in data units."""
+def _cross(p: Point, scale: float) -> list[tuple[float, float, float, float]]:
+    """Both whiskers as boxes (x0, y0, x1, y1), in data units."""
     x, y = _value(p.latency), _value(p.quality)
     q, s = p.quality, p.latency
     left, right = (s.low, s.high) if s.low is not None and s.high is not None else (x, x)
     bottom, top = (q.low, q.high) if q.low is not None and q.high is not None else (y, y)
-    return left, scale * bottom, right, scale * top
+    return [(left, scale * y, right, scale * y), (x, scale * bottom, x, scale * top)]
 
 
 def _whisker(e: Estimate, scale: float) -> list[list[float]] | None:

@@ -146,6 +146,7 @@ def label_points(
     reach += [(6, 6, "left", "bottom"), (6, -6, "left", "top"), (-6, 6, "right", "bottom"), (-6, -6, "right", "top")]
     reach += [(2 * dx, 2.2 * dy, h, v) for dx, dy, h, v in reach[2:]]
     reach += [(2 * dx, 3.4 * dy, h, v) for dx, dy, h, v in reach[2:8]]
+    written: list[Bbox] = []
     for point, label, colour in zip(points, labels, colours, strict=True):
         best, best_cost = None, float("inf")
         for order, (dx, dy, horizontal, vertical) in enumerate(reach):
@@ -156,8 +157,9 @@ def label_points(
             box = text.get_window_extent(renderer).padded(1)
             text.remove()
             overlap = sum(_overlap(box, other) for other in taken)
+            unreadable = sum(_overlap(box, other) for other in written)
             outside = box.width * box.height - _overlap(box, inside)
-            cost = overlap + 2 * outside + 4 * order
+            cost = overlap + 4 * unreadable + 2 * outside + 4 * order
             if cost < best_cost:
                 best, best_cost = (dx, dy, horizontal, vertical, box), cost
         assert best is not None
@@ -176,7 +178,7 @@ def label_points(
             path_effects=[withStroke(linewidth=2, foreground="white")],  # legible across a whisker or the front
             arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.5, "shrinkB": 3} if far else None,
         )
-        taken.append(box)
+        written.append(box)
 
 
 def _overlap(a: Bbox, b: Bbox) -> float:

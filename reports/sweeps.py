@@ -141,13 +141,21 @@ def entry(shown: Shown, found: Estimate) -> Entry:
 
 
 def _difference(run: RunData, cell: Cell, own: Cell | None) -> Entry:
-    if own is None or cell.cell == own.cell:
-        return Entry(note="itself" if own else "the method itself is not in this run")
+    if own is None:
+        return Entry(note="the method itself is not in this run")
+    if same_clips(cell, own):
+        return Entry(note="itself")
     found = paired_difference(run, cell.cell, own.cell, HEADLINE)
     if found is None:
         return Entry(note="fewer than two conditions in common")
     value, low, high = (f"{100 * x:+.1f}".replace("-", "−") for x in (found.value, found.low, found.high))
     return replace(Entry(value, found.value, found.low, found.high, low, high), n=found.n)
+
+
+def same_clips(a: Cell, b: Cell) -> bool:
+    """Whether two rows show the same clips: of one cell, or of the same trained network sampled in the same way."""
+    made = [(c.stages, c.sampler, c.num_inference_steps, c.guidance_scale, c.nfe) for c in (a, b)]
+    return a.cell == b.cell or (bool(a.stages) and made[0] == made[1])
 
 
 def stem(sweep: str) -> str:

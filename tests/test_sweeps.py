@@ -17,7 +17,7 @@ from flgbench.registry import registry
 from flgbench.run_settings import RunSettings
 from flgbench.sweeps import Ablation, Axis, Variant, axis, merged, nested, of_assignments, values_of
 from reports import paper_numbers, sweep_figures, sweeps
-from reports.data import Cell, RunData
+from reports.data import Cell, CellStage, RunData
 
 
 def ablation(name: str) -> Ablation:
@@ -184,6 +184,19 @@ def test_the_table_has_the_difference_to_the_method_as_it_is_and_the_paper_s_num
         ("alpha = 1.0", "80.0"),
     ]
     assert all(n.comparable == "no" for n in matched)
+
+
+def test_a_point_that_is_the_method_as_it_is_differs_from_it_in_nothing() -> None:
+    run = swept("alpha", ALPHAS, [0.5, 0.6, 0.8])
+    trained = {"stages": (CellStage(name="recover", key="recover-1"),)}
+    own, least, _, most = run.cells[1], *run.variants
+    cells = (run.cells[0], own.model_copy(update=trained | {"num_inference_steps": 4}), *run.cells[2:])
+    fewer = least.model_copy(update=trained | {"num_inference_steps": 2})  # the same network in other steps
+    variants = (fewer, run.variants[1], most.model_copy(update=trained))
+    (table,) = sweeps.tables(RunData(run.folder, run.run, cells, (), run.results, variants=variants))
+    rows = {row.label: row.entries["difference"] for row in table.rows}
+    assert rows["alpha = 1"].note == "itself" and rows["alpha = 1"].value is None
+    assert rows["alpha = 0"].value == pytest.approx(-0.3) and rows["alpha = 0.5"].value == pytest.approx(-0.2)
 
 
 def test_a_failed_point_stays_with_its_reason_and_is_not_drawn(tmp_path: Path) -> None:
