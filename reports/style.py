@@ -133,14 +133,16 @@ def label_points(
     """Write each label beside its point where it covers no label, point or obstacle (x0, y0, x1, y1), given room."""
     figure = axes.get_figure(root=True)
     assert figure is not None
+    figure.set_dpi(DPI)  # letters are wider at some resolutions
     figure.canvas.draw()
+    figure.set_layout_engine("none")  # the labels would move what they were placed beside
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
     inside = axes.get_window_extent(renderer)
     pixels = [axes.transData.transform(p) for p in points]
-    taken = [Bbox.from_extents(x - 6, y - 6, x + 6, y + 6) for x, y in pixels]
+    taken = [Bbox.from_extents(x - 12, y - 12, x + 12, y + 12) for x, y in pixels]
     for x0, y0, x1, y1 in obstacles:
         (left, bottom), (right, top) = axes.transData.transform([(x0, y0), (x1, y1)])
-        taken.append(Bbox.from_extents(left - 2, bottom - 2, right + 2, top + 2))
+        taken.append(Bbox.from_extents(left - 4, bottom - 4, right + 4, top + 4))
     reach: list[tuple[float, float, str, str]]
     reach = [(7, 0, "left", "center"), (-7, 0, "right", "center"), (0, 8, "center", "bottom"), (0, -8, "center", "top")]
     reach += [(6, 6, "left", "bottom"), (6, -6, "left", "top"), (-6, 6, "right", "bottom"), (-6, -6, "right", "top")]
@@ -154,12 +156,12 @@ def label_points(
                 label, point, (dx, dy), textcoords="offset points", ha=horizontal, va=vertical, fontsize=size
             )
             text.set_fontweight("bold")
-            box = text.get_window_extent(renderer).padded(1)
+            box = text.get_window_extent(renderer).padded(3)
             text.remove()
             overlap = sum(_overlap(box, other) for other in taken)
             unreadable = sum(_overlap(box, other) for other in written)
             outside = box.width * box.height - _overlap(box, inside)
-            cost = overlap + 4 * unreadable + 2 * outside + 4 * order
+            cost = overlap + 25 * unreadable + 2 * outside + 16 * order
             if cost < best_cost:
                 best, best_cost = (dx, dy, horizontal, vertical, box), cost
         assert best is not None
