@@ -27,6 +27,7 @@ NOTE = (
     "Latency depends neither on the values of weights nor on which blocks a student lost: these rows are of random weights, "
     "in the shapes that the methods' settings give their students."
 )
+ENCODED = "Conditions were encoded beforehand: memory and energy are those of denoising and decoding."
 
 
 def make_lanes(teacher: VideoModel, cells: list[Cell], compiled: bool) -> list[Lane]:
@@ -130,11 +131,12 @@ def measure(
         watch.warm()
         facts = machine(device, settings.dtype, driver)
         watch.measure()
+    notes = {NOTE: settings.weights == "random", ENCODED: settings.encode_first}
     peak, source = peaks.peak(environment.gpu() if device.type == "cuda" else environment.processor(), settings.dtype)
     return {
         "kind": "latency",
         "weights": settings.weights,
-        "note": NOTE if settings.weights == "random" else "",
+        "note": " ".join(text for text, holds in notes.items() if holds),
         "settings": settings.model_dump(mode="json") | {"clip": list(clip)},
         "machine": facts | {"driver_state_after": driver.state()},
         "peak_flops": {"value": peak, "source" if peak else "reason": source},

@@ -102,6 +102,7 @@ def test_conditions_are_encoded_before_the_denoiser_is_made(family: str, flgbenc
     assert code == 0, err
     assert [row["values"]["text_s"]["n"] for row in json.loads(out)["rows"]] == [2, 2]
     rows = json.loads((tmp_path / "flgbench-latency/latency.json").read_text())["rows"]
+    assert "encoded beforehand" in (tmp_path / "flgbench-latency/latency.md").read_text()
     # One encoding of each condition, told to every row.
     once = {(r["row"], r["condition"]): r["value"] for r in rows if r["metric"] == "text_s"}
     assert once["dmd2", 0] == once["fastlightgen", 0] != once["dmd2", 1] == once["fastlightgen", 1]
