@@ -18,11 +18,12 @@ from flgbench.contracts import Baseline, Family, FamilyPreset, Method
 from flgbench.errors import UsageError
 from flgbench.models import DEFAULT_FAMILY
 from flgbench.models.base import Placement, StudentShape, VideoModel
+from flgbench.models.parts import tensor_bytes
 from flgbench.registry import did_you_mean, registry
 from flgbench.sampling import SamplerSettings
 from flgbench.settings import Settings, build_settings
 from flgbench.sweeps import Variant, merged
-from flgbench.timing import tensor_bytes, weight_bytes
+from flgbench.timing import weight_bytes
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 HOUR = 3600.0
@@ -154,8 +155,8 @@ def estimate(settings: LatencySettings, cells: list[Cell], family: Family, clip:
         weights = max(weights - denoiser, denoiser + around.decoder_bytes)
     needed = weights + around.activation_bytes
     found = Estimate(modes * (single + clips) / (REACHED * rate), needed, rate, name)
-    first = "" if settings.encode_first else "--encode-first, "
     if found.bytes > room:
+        first = "" if settings.encode_first else "--encode-first, "
         raise UsageError(
             f"--scale {settings.scale} at {size_text(clip)} needs {found.text()}, which has {room / 2**30:.3g} GiB free: "
             f"give {first}smaller --frames, --height, --width, another --scale or a larger device"

@@ -16,7 +16,7 @@ from torch import nn
 
 from flgbench.models.base import Condition, VideoModel
 from flgbench.models.cache import FirstBlockCache
-from flgbench.models.parts import Part
+from flgbench.models.parts import Part, tensor_bytes
 from flgbench.sampling import SamplerSettings, generate
 
 WARM_SECONDS = 1.0
@@ -102,12 +102,6 @@ def weight_bytes(model: VideoModel, unread: bool = False) -> int:
     """
     held = [(part.get() if unread else part.loaded) if isinstance(part, Part) else part for part in model.held()]
     return tensor_bytes(*(part for part in held if isinstance(part, nn.Module)))
-
-
-def tensor_bytes(*parts: nn.Module) -> int:
-    """Bytes of the parameters and buffers of `parts`, each once."""
-    tensors = {id(t): t for part in parts for t in (*part.parameters(), *part.buffers())}
-    return sum(t.numel() * t.element_size() for t in tensors.values())
 
 
 class DeviceMemory:

@@ -235,19 +235,7 @@ def test_encoding_first_needs_the_larger_of_two_not_both(monkeypatch: pytest.Mon
 
 
 def test_what_others_took_of_the_memory_is_not_free(flgbench: Flgbench, monkeypatch: pytest.MonkeyPatch) -> None:
-    few = (
-        "latency",
-        "--weights",
-        "random",
-        "--methods",
-        "euler",
-        "--passes-only",
-        "euler",
-        "--pairs",
-        "1",
-        "--device",
-        "cpu",
-    )
+    few = ("latency", "--methods", "euler", "--passes-only", "euler", "--pairs", "1", "--device", "cpu", *SIZE)
     monkeypatch.setattr(environment, "free_memory", lambda: latency.LIBRARIES + 2**20)
     assert_refused(flgbench(*few), "--scale tiny", "which has 0.000977 GiB free", "smaller --frames")
     monkeypatch.undo()

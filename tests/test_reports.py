@@ -135,11 +135,8 @@ def test_a_collapsed_student_is_below_however_right_its_clips_are(tmp_path: Path
     table = pd.read_parquet(folder / "results.parquet")
     joint = table[(table.metric == "joint") & (table.cell == "euler-50")]
     parts = [table[~((table.metric == "joint") & (table.cell == "fastlightgen"))], joint.assign(cell="fastlightgen")]
-    varied = (
-        table[table.cell == "euler-50"]
-        .iloc[[0] * 4]
-        .assign(metric="turn_diversity", unit="ratio", condition=range(4), sample=0)
-    )
+    varied = table[table.cell == "euler-50"].iloc[[0] * 4]
+    varied = varied.assign(metric="turn_diversity", unit="ratio", condition=range(4), sample=0)
     parts.append(varied.assign(value=[1.0, 0.9, 1.1, 1.05]))
     parts.append(varied.assign(cell="fastlightgen", value=0.0))
     pd.concat(parts).to_parquet(folder / "results.parquet")

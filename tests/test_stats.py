@@ -62,9 +62,8 @@ def test_mean_over_conditions_edges() -> None:
 
 def test_only_a_share_of_all_zeros_is_uncertain_by_itself() -> None:
     zeros, conditions = np.zeros(64), np.arange(64)
-    assert stats.mean_over_conditions(zeros, conditions, share=True).high == pytest.approx(
-        0.06778, abs=1e-5
-    )  # (0, 64) of Agresti and Coull
+    agresti_coull = 0.06778  # none of 64
+    assert stats.mean_over_conditions(zeros, conditions, share=True).high == pytest.approx(agresti_coull, abs=1e-5)
     assert stats.mean_over_conditions(zeros, conditions, share=False).high == 0  # 64 clips without flicker, in grey levels
 
 

@@ -89,7 +89,7 @@ def mean_over_conditions(
     """Mean over conditions of each condition's mean, with its interval; NaN values are left out.
 
     Of a `share` by `bounded_mean`: conditions that are alike leave a bootstrap no spread to see. With two conditions it
-    held the truth in as few as 68 % of simulated runs, this in 88; with 256, in 90 and 95. Of other measures by a BCa
+    held the truth in as few as 68 % of simulated runs, this in 88; with 256, in 90 and 94. Of other measures by a BCa
     bootstrap of conditions.
     """
     _, means = condition_means(values, conditions)

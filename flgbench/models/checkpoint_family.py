@@ -15,9 +15,9 @@ from flgbench.contracts import Around, Family
 from flgbench.errors import UsageError
 from flgbench.models.base import Placement, VideoModel
 from flgbench.models.diffusers_folder import ClipSettings, DiffusersFolder, P, locate
+from flgbench.models.parts import tensor_bytes
 from flgbench.shipped import HASHES
 from flgbench.store import sha256
-from flgbench.timing import tensor_bytes
 
 WEIGHTS = Path(__file__).parent / "weights"
 TINY = "tiny"

@@ -88,6 +88,12 @@ def configuration(cls: Any, told: Mapping[str, Any]) -> dict[str, Any]:
     return {name: p.default for name, p in inspect.signature(cls.__init__).parameters.items()} | dict(told)
 
 
+def tensor_bytes(*parts: nn.Module) -> int:
+    """Bytes of the parameters and buffers of `parts`, each once."""
+    tensors = {id(t): t for part in parts for t in (*part.parameters(), *part.buffers())}
+    return sum(t.numel() * t.element_size() for t in tensors.values())
+
+
 class Held:
     """An attribute that is a module, or a `Part` that becomes one when it is looked at."""
 

@@ -18,7 +18,7 @@ DRAWN = 2**20  # random numbers of a weight, which then repeat
 
 
 class RepeatedDraws(TorchDispatchMode):
-    """While open, random fills of large tensors repeat: to draw ten billion numbers takes a CPU five minutes."""
+    """While open, random fills of large tensors repeat: ten billion draws take a CPU minutes, copies seconds."""
 
     fills = (torch.ops.aten.uniform_.default, torch.ops.aten.normal_.default)
 
